@@ -1,0 +1,40 @@
+# make demo   set everything up, probe this machine, then run a mock rack through its whole life
+# make test   set everything up and run the whole suite
+# make bench  the benchmarks of tests/bench, with ratios
+# make check  ruff, mypy --strict, import-linter
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+WHEELS := mocks $(wildcard plugins/*)
+
+.PHONY: demo test bench check setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(WHEELS))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "hal needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev -e . $(foreach wheel,$(WHEELS),-e ./$(wheel))
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m tests.demo
+
+test: setup check
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

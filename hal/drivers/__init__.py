@@ -1,0 +1,1 @@
+"""The driver contract, the hooks, and the guarded loading of plugins."""

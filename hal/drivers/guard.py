@@ -1,0 +1,133 @@
+"""How a handle learns, without asking anybody, that its lease has ended.
+
+Each prepared device has one page of two 64-bit words in the runtime folder: the fence that holds it, and the time
+(CLOCK_BOOTTIME, nanoseconds) at which the lease expires. The agent writes it, every handle maps it. Ending a lease is
+one store; noticing it costs a holder two loads and a clock read. The page says nothing about who may claim: that is
+the journal's, and expiry here is only the holder's own promise to stop.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import Protocol
+
+from hal.errors import LeaseEnded
+
+PAGE_BYTES = 16
+FOREVER_NS = (1 << 63) - 1
+
+
+class Guard(Protocol):
+    """Says whether the holder may still use the device."""
+
+    @property
+    def lease(self) -> str:
+        """The lease's id."""
+        ...
+
+    @property
+    def fence(self) -> int:
+        """The fence under which the device was opened."""
+        ...
+
+    def check(self) -> None:
+        """Return if the lease still stands, else raise :class:`~hal.errors.LeaseEnded`."""
+        ...
+
+
+class OpenGuard:
+    """A guard that never ends: for tests of a driver alone, and for tools that own the machine."""
+
+    __slots__ = ("fence", "lease")
+
+    def __init__(self, lease: str = "unguarded", fence: int = 0) -> None:
+        self.lease = lease
+        self.fence = fence
+
+    def check(self) -> None:
+        """Always stands."""
+
+
+class PageGuard:
+    """A guard over one device's page."""
+
+    __slots__ = ("_clock", "_map", "_path", "_words", "device", "fence", "lease")
+
+    def __init__(self, path: Path, device: str, lease: str, fence: int) -> None:
+        self.device = device
+        self.lease = lease
+        self.fence = fence
+        self._path = path
+        self._clock = time.clock_gettime_ns
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._ended("the device is not prepared for anybody") from None
+        try:
+            self._map = mmap.mmap(descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        self._words = memoryview(self._map).cast("Q")
+        self.check()
+
+    def check(self) -> None:
+        """Two loads and a clock read."""
+        words = self._words
+        if words[0] != self.fence:
+            raise self._ended("it was released, or taken back and given to a later holder")
+        if words[1] < self._clock(time.CLOCK_BOOTTIME):
+            raise self._ended("it expired without being renewed")
+
+    def _ended(self, why: str) -> LeaseEnded:
+        return LeaseEnded(
+            f"lease {self.lease} has ended: {why}",
+            device=self.device,
+            during="use",
+            hint="claim again, and renew before the lease expires",
+        )
+
+
+class GuardPages:
+    """The writer's side: one file a device, replaced never, written in place so that maps stay valid."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, device_id: str) -> Path:
+        """Return the device's page."""
+        return self.folder / (device_id.replace("/", "_").replace(":", "_") + ".page")
+
+    def grant(self, device_id: str, fence: int, expires_boottime_ns: int = FOREVER_NS) -> None:
+        """Let holders with this fence use the device until then."""
+        self._write(device_id, fence, expires_boottime_ns)
+
+    def revoke(self, device_id: str, fence: int) -> None:
+        """End every handle opened under ``fence``; a page that already belongs to a later fence is left alone."""
+        if self.fence(device_id) == fence:
+            self._write(device_id, 0, 0)
+
+    def fence(self, device_id: str) -> int:
+        """Return the fence that holds the device, 0 for none."""
+        try:
+            with open(self.path(device_id), "rb") as page:
+                return int.from_bytes(page.read(8), "little")
+        except FileNotFoundError:
+            return 0
+
+    def guard(self, device_id: str, lease: str, fence: int) -> PageGuard:
+        """Return the guard with which a holder opens the device."""
+        return PageGuard(self.path(device_id), device_id, lease, fence)
+
+    def _write(self, device_id: str, fence: int, expires_ns: int) -> None:
+        # Expiry first when it shortens, fence last: a reader that sees the new fence sees its expiry too (x86 and Arm
+        # both keep 8-byte aligned stores whole; pwrite of 16 bytes within one page is one copy in the kernel).
+        descriptor = os.open(self.path(device_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(descriptor, expires_ns.to_bytes(8, "little"), 8)
+            os.pwrite(descriptor, fence.to_bytes(8, "little"), 0)
+        finally:
+            os.close(descriptor)

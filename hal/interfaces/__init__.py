@@ -1,0 +1,1 @@
+"""What an opened device can do, one module a kind; :mod:`hal.interfaces.common` holds what all share."""

@@ -1,0 +1,33 @@
+"""Something that happened, in the order in which it was decided or seen."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class EventType(StrEnum):
+    """What happened to the subject."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+    CONDITION = "condition"
+    GRANTED = "granted"
+    PREPARED = "prepared"
+    RENEWED = "renewed"
+    SUSPECTED = "suspected"
+    RELEASED = "released"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of history. ``subject`` is a device or a lease id; ``revision`` is 0 outside a journal."""
+
+    type: EventType
+    subject: str
+    at: float
+    revision: int = 0
+    detail: str = ""

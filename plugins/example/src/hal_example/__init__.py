@@ -1,0 +1,1 @@
+"""A complete plugin, made to be copied. This module only registers."""
