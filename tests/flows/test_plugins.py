@@ -1,0 +1,107 @@
+"""A plugin that is broken costs one line and exit code 3; all other devices are listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+GOOD = """
+    from hal.drivers.contract import READY, Discovery, DriverFactory
+    from hal.drivers.hookspecs import hookimpl
+    from hal.model.device import Device, Location
+    from hal.model.kind import Kind
+
+    class Driver:
+        name = "good"
+        def readiness(self): return READY
+        def discover(self, deadline):
+            return Discovery(devices=(Device(id="good-1", kind=Kind.UPMEM, name="rank0", driver="good",
+                                             location=Location(node="here"), allocatable=True),))
+        def sample(self, device_ids, deadline): return ()
+        def prepare(self, device_id, grant, deadline): ...
+        def unprepare(self, device_id, grant, deadline): ...
+        def open(self, device_id, guard, deadline): ...
+        def close(self): ...
+
+    @hookimpl
+    def hal_drivers():
+        return [DriverFactory(name="good", kinds=(Kind.UPMEM,), create=lambda context: Driver())]
+"""
+
+BROKEN = {
+    "raises at import": ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+    "exits at import": ("raise SystemExit(5)", "SystemExit: 5"),
+    "hangs at import": ("import threading\nthreading.Event().wait()", "did not finish loading in time"),
+    "misspells its hook": (
+        "from hal.drivers.hookspecs import hookimpl\n@hookimpl\ndef hal_driver():\n    return []\n",
+        "hal_driver",
+    ),
+    "has a hook with a wrong argument": (
+        "from hal.drivers.hookspecs import hookimpl\n@hookimpl\ndef hal_drivers(machine):\n    return []\n",
+        "machine",
+    ),
+    "gives something that is no driver": (
+        "from hal.drivers.hookspecs import hookimpl\n@hookimpl\ndef hal_drivers():\n    return [42]\n",
+        "not a DriverFactory",
+    ),
+    "raises halfway through its hook": (
+        GOOD.replace("        return [", "        yield from [").replace('"good"', '"half"').replace("good-1", "half-1")
+        + "\n        raise OSError('halfway')\n",
+        "OSError: halfway",
+    ),
+    "raises in discovery": (
+        GOOD.replace("return Discovery(", "raise ValueError('bad card'); return Discovery(").replace('"good"', '"bad"'),
+        "ValueError: bad card",
+    ),
+    "hangs in discovery": (
+        GOOD.replace(
+            "def discover(self, deadline):",
+            "def discover(self, deadline):\n            import threading; threading.Event().wait()",
+        ).replace('"good"', '"hung"'),
+        "did not answer in time",
+    ),
+    "creates something that is no driver": (
+        GOOD.replace("create=lambda context: Driver()", "create=lambda context: 7").replace('"good"', '"seven"'),
+        "lacks verbs of the driver contract",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_plugin_is_one_line_and_all_others_work(doors, how):
+    source, line = BROKEN[how]
+    doors.install("good", GOOD)
+    doors.install("broken", source)
+    found = doors.run("hal-probe", "--format", "json", "--timeout", "1")
+    assert found.returncode == 3, found.stderr
+    answer = json.loads(found.stdout)
+    assert "good-1" in {device["id"] for device in answer["devices"]}
+    assert [p for p in answer["problems"] if line in p["detail"]], answer["problems"]
+    if how == "raises halfway through its hook":
+        assert "half-1" in {device["id"] for device in answer["devices"]}, "what it gave before it failed is kept"
+    table = doors.run("hal-probe", "--timeout", "1")
+    assert table.returncode == 3
+    assert len([text for text in table.stderr.splitlines() if line in text]) == 1, table.stderr
+    assert "rank0" in table.stdout
+
+
+def test_a_good_plugin_works_with_and_without_the_cache(doors):
+    doors.install("good", GOOD)
+    first, second = doors.run("hal-probe", "--format", "json"), doors.run("hal-probe", "--format", "json")
+    for found in (first, second):
+        assert "good-1" in {device["id"] for device in json.loads(found.stdout)["devices"]}
+    assert list((doors.home / "cache" / "hal").glob("plugins-*.json"))
+
+
+def test_a_broken_plugin_is_still_reported_the_second_time(doors):
+    doors.install("broken", "raise RuntimeError('no licence')")
+    assert [doors.run("hal-probe").returncode for _ in range(2)] == [3, 3]
+
+
+def test_a_damaged_cache_is_no_cache(doors):
+    doors.install("good", GOOD)
+    doors.run("hal-probe")
+    for file in (doors.home / "cache" / "hal").glob("plugins-*.json"):
+        file.write_bytes(b"\xff{")
+    assert "rank0" in doors.run("hal-probe").stdout
