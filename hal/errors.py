@@ -23,6 +23,7 @@
     │       ├── TransferError       a completion with an error; the connection is in error
     │       │   ├── RemoteAccessError   the target refused the key, range or right
     │       │   └── FlushedError        the connection was already in error
+    │       ├── AuthenticationFailed    a tag does not fit its data: nothing was given out
     │       └── ProgramFault        code on the device faulted
     ├── LeaseError
     │   ├── LeaseEnded              released, expired or revoked: the handle is dead
@@ -157,6 +158,10 @@ class RemoteAccessError(TransferError):
 
 class FlushedError(TransferError):
     """The work request was flushed: its connection was already in the error state."""
+
+
+class AuthenticationFailed(HardwareFault):
+    """An authentication tag does not fit its data: altered, truncated, or another key; nothing was given out."""
 
 
 class ProgramFault(HardwareFault):

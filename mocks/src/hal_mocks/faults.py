@@ -22,6 +22,9 @@ class FaultType(StrEnum):
     HANG = "hang"
     SLOW = "slow"
     LIE = "lie"
+    BOOT_HANG = "boot-hang"
+    THERMAL = "thermal"
+    FW_FATAL = "fw-fatal"
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
