@@ -18,6 +18,7 @@
     │   ├── Unsupported             this device, driver or firmware cannot do it
     │   ├── InvalidArgument         alignment, bounds, unknown symbol: refused before it ran
     │   ├── DeviceBusy              somebody or something still uses it
+    │   ├── OutOfMemory             the device's memory, or the share of it, is used up
     │   └── HardwareFault           the device reports an error of its own
     │       ├── UncorrectableError  data was lost (ECC, poison, bad block)
     │       ├── TransferError       a completion with an error; the connection is in error
@@ -126,6 +127,10 @@ class InvalidArgument(DeviceError):
 
 class DeviceBusy(DeviceError):
     """Somebody or something still uses the device."""
+
+
+class OutOfMemory(DeviceError):
+    """The device's memory, or the holder's share of it, is used up; nothing was allocated."""
 
 
 class HardwareFault(DeviceError):

@@ -68,7 +68,7 @@ class Machine:
             faults = self.state.faults()
             fault = msgspec.convert(
                 {
-                    "id": 1 + max((fault.id for fault in faults), default=0),
+                    "id": self._next_fault_id(faults),
                     "device": device_id,
                     "type": type,
                     "onset_at": self.clock.now() + after_seconds,
@@ -79,6 +79,12 @@ class Machine:
             )
             self.state.set_faults((*faults, fault))
         return fault
+
+    def _next_fault_id(self, faults: tuple[Fault, ...]) -> int:
+        # Never used twice, not even after healing: who has acted upon a fault knows it by its id.
+        control = self.state.control
+        control[1] = 1 + max(control[1], *(fault.id for fault in faults), 0)
+        return control[1]
 
     def heal(self, device_id: str | None = None, type: FaultType | None = None, id: int | None = None) -> int:
         """Take faults away (all that fit); returns how many."""
