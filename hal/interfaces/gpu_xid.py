@@ -135,7 +135,7 @@ XIDS: dict[int, Xid] = {
         _reset(143, "GPU initialisation failure"),
         *(
             _fabric(code, f"NVLink error ({part})")
-            for code, part in enumerate(("SAW MVB", "RLW", "TLW", "TREX", "NVLPW CTRL", "NETIR", "MSE"), 144)
+            for code, part in enumerate(("SAW", "RLW", "TLW", "TREX", "NVLPW CTRL", "NETIR", "MSE"), 144)
         ),
         Xid(
             code=151,
