@@ -1,1 +1,1 @@
-"""."""
+"""This machine, from sysfs alone: PCI, NUMA, NICs, RDMA, NVMe, persistent memory, CXL, UPMEM, BlueField; snapshots."""

@@ -1,0 +1,335 @@
+"""A read-only sysfs below a movable root. Nothing in it can hang, escape or raise: what cannot be read says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from hal.errors import DriverError
+from hal.model.attributes import Absence, Attribute
+
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+_FOLDER = os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOFOLLOW
+_PAGE_BYTES = 4096
+_LARGEST = (1 << 64) - 1
+_SMALLEST = -(1 << 63)
+_MOST_COMPONENTS = 64
+_MOST_LINKS = 40
+ABSENT_LINK = "hal-absent:"
+"""A symbolic link to this and a reason stands, in a snapshot, for an attribute that could not be read."""
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """Why nothing could be read."""
+
+    reason: Absence
+    detail: str = ""
+
+    def attribute(self, source: str) -> Attribute:
+        """Return the absent attribute that this amounts to."""
+        return Attribute(source=source, absent=self.reason, detail=self.detail)
+
+
+NOT_THERE = Missing(Absence.NOT_REPORTED)
+EMPTY = Missing(Absence.NOT_REPORTED, "empty")
+OUT_OF_TIME = Missing(Absence.TIMEOUT, "the deadline had passed before it was read")
+_OUTSIDE = Missing(Absence.MALFORMED, "a link leads out of the tree, or round in circles")
+_BY_ERRNO = {
+    errno.ENOENT: NOT_THERE,
+    errno.ENOTDIR: NOT_THERE,
+    errno.EACCES: Missing(Absence.PERMISSION),
+    errno.EPERM: Missing(Absence.PERMISSION),
+    errno.EISDIR: Missing(Absence.MALFORMED, "a folder in place of the attribute"),
+    errno.ENODEV: Missing(Absence.DEVICE_LOST),
+    errno.ENXIO: Missing(Absence.DEVICE_LOST),
+    errno.EAGAIN: Missing(Absence.TIMEOUT, "reading would block"),
+    errno.ETIMEDOUT: Missing(Absence.TIMEOUT, "the kernel timed out"),
+    errno.EINVAL: Missing(Absence.NOT_REPORTED, "not valid in the device's present state"),
+    errno.EOPNOTSUPP: Missing(Absence.UNSUPPORTED),
+    errno.ENAMETOOLONG: Missing(Absence.MALFORMED, "name too long"),
+}
+
+
+class Tree:
+    """One sysfs (or proc, or dev) as text and names; paths are relative to it and contain no links but the last one.
+
+    ``trusted`` is the running kernel's own, whose links lead where they say. In a recorded tree every folder on the
+    way is checked once, and a link that leaves the tree leads nowhere.
+    """
+
+    def __init__(self, folder: str, *, trusted: bool = False) -> None:
+        self.folder = folder
+        self.trusted = trusted
+        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._canonical: dict[str, str | None] = {"": ""}
+        self._depth = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read_bytes(self, path: str, limit: int = _PAGE_BYTES) -> bytes | Missing:
+        """Return the first bytes of a file, in one read, or why there are none."""
+        if not self.trusted:
+            parent, _, name = path.rpartition("/")
+            folder = self.resolve(parent)
+            if folder is None:
+                return _OUTSIDE
+            path = f"{folder}/{name}" if folder else name
+        try:
+            descriptor = os.open(path, _FLAGS, dir_fd=self._fd)
+        except OSError as error:
+            return self._why(error, path)
+        except ValueError:  # a NUL within the name
+            return NOT_THERE
+        try:
+            return os.read(descriptor, limit) or _why_empty(descriptor)
+        except OSError as error:
+            return self._why(error, path)
+        finally:
+            os.close(descriptor)
+
+    def read(self, path: str, limit: int = _PAGE_BYTES) -> str | Missing:
+        """Return the text of an attribute without the white space around it, or why there is none."""
+        data = self.read_bytes(path, limit)
+        if isinstance(data, Missing):
+            return data
+        try:
+            return str(data, "utf-8").strip(" \n\t\r\0") or EMPTY
+        except UnicodeDecodeError:
+            return Missing(Absence.MALFORMED, "not UTF-8")
+
+    def line(self, path: str) -> str | Missing:
+        """Return an attribute that is one printable line."""
+        found = self.read(path)
+        if isinstance(found, str) and not found.isprintable():
+            return Missing(Absence.MALFORMED, "control characters")
+        return found
+
+    def number(self, path: str) -> int | Missing:
+        """Return an attribute that is a whole number, decimal or 0x hexadecimal, of at most 64 bits."""
+        found = self.read(path)
+        return parse_number(found) if isinstance(found, str) else found
+
+    def text(self, folder: str, name: str) -> Attribute:
+        """Return a one-line attribute of a device with its source."""
+        found = self.line(f"{folder}/{name}")
+        if isinstance(found, str):
+            return Attribute(found, "sysfs:" + name)
+        return found.attribute("sysfs:" + name)
+
+    def count(self, folder: str, name: str) -> Attribute:
+        """Return a numeric attribute of a device with its source."""
+        found = self.number(f"{folder}/{name}")
+        if isinstance(found, int):
+            return Attribute(found, "sysfs:" + name)
+        return found.attribute("sysfs:" + name)
+
+    def names(self, path: str) -> list[str]:
+        """Return what a folder holds, sorted; empty if it is not there or may not be listed.
+
+        Names that cannot be printed are left out: no kernel makes them.
+        """
+        where = path if self.trusted else self.resolve(path)
+        if where is None:
+            return []
+        flags = _FOLDER & ~os.O_NOFOLLOW if self.trusted else _FOLDER
+        try:
+            descriptor = os.open(where or ".", flags, dir_fd=self._fd)
+        except (OSError, ValueError):
+            return []
+        try:
+            return sorted(name for name in os.listdir(descriptor) if name.isprintable())
+        except OSError:
+            return []
+        finally:
+            os.close(descriptor)
+
+    def exists(self, path: str) -> bool:
+        """True if there is something, whatever it is."""
+        where = path if self.trusted else self.resolve(path)
+        if where is None:
+            return False
+        try:
+            os.stat(where or ".", dir_fd=self._fd, follow_symlinks=self.trusted)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def link(self, path: str) -> str | None:
+        """Return the last name of where a link leads (a driver's, a group's), or None if it is no link."""
+        target = self._readlink(path)
+        if target is None or target.startswith(ABSENT_LINK):
+            return None
+        name = target.rstrip("/").rpartition("/")[2]
+        return name if name.isprintable() and name not in ("", ".", "..") else None
+
+    def resolve(self, path: str) -> str | None:
+        """Return where a path really is, as a path without links from the top of the tree.
+
+        None if it leads out of the tree or in circles. What does not exist resolves to itself.
+        """
+        known = self._canonical.get(path, "?")
+        if known != "?":
+            return known
+        if path.count("/") > _MOST_COMPONENTS or self._depth > _MOST_LINKS:
+            return None
+        self._canonical[path] = None  # whoever comes back here while we are looking goes round in circles
+        self._depth += 1
+        try:
+            found = self._look(path)
+        finally:
+            self._depth -= 1
+        self._canonical[path] = found
+        return found
+
+    def _look(self, path: str) -> str | None:
+        head, _, name = path.rpartition("/")
+        parent: str | None = head if self.trusted else self.resolve(head)
+        if parent is None:
+            return None
+        here = f"{parent}/{name}" if parent else name
+        target = self._readlink(here)
+        if target is None or target.startswith(ABSENT_LINK):
+            return here
+        joined = join(parent, target)
+        if joined is None or self.trusted:
+            return joined
+        return self.resolve(joined)
+
+    def _readlink(self, path: str) -> str | None:
+        try:
+            target = os.readlink(path, dir_fd=self._fd)
+        except (OSError, ValueError):
+            return None
+        return target if target.isprintable() else None
+
+    def _why(self, error: OSError, path: str) -> Missing:
+        if error.errno == errno.ELOOP:
+            target = self._readlink(path) or ""
+            if target.startswith(ABSENT_LINK):
+                return _recorded_absence(target)
+            return Missing(Absence.MALFORMED, "a link in place of the attribute")
+        return _BY_ERRNO.get(error.errno or 0) or Missing(Absence.ERROR, os.strerror(error.errno or 0))
+
+
+def _why_empty(descriptor: int) -> Missing:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        return Missing(Absence.TIMEOUT, "a pipe in place of the attribute: a reader would wait for ever")
+    # Root can open what nobody may read; a recording marks it by its mode, and says the same to everybody.
+    return Missing(Absence.PERMISSION) if not stat.S_IMODE(mode) else EMPTY
+
+
+def _recorded_absence(target: str) -> Missing:
+    reason, _, detail = target.removeprefix(ABSENT_LINK).partition(":")
+    try:
+        return Missing(Absence(reason), detail)
+    except ValueError:
+        return Missing(Absence.ERROR, "unreadable when recorded")
+
+
+def join(folder: str, target: str) -> str | None:
+    """Return where a link in ``folder`` leads, or None if that is outside. ``/sys/…`` means the top of the tree."""
+    if target.startswith("/"):
+        if not target.startswith("/sys/"):
+            return None
+        parts: list[str] = []
+        target = target[5:]
+    else:
+        parts = folder.split("/") if folder else []
+    for part in target.split("/"):
+        if part == "..":
+            if not parts:
+                return None
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def parse_number(text: str) -> int | Missing:
+    """Return the number that a text is: decimal, or hexadecimal after ``0x``; of at most 64 bits."""
+    try:
+        number = int(text, 16) if text[:2] in ("0x", "0X") else int(text)
+    except ValueError:
+        return Missing(Absence.MALFORMED, "not a number")
+    if not _SMALLEST <= number <= _LARGEST:
+        return Missing(Absence.MALFORMED, "more than 64 bits")
+    return number
+
+
+class HostTree:
+    """The trees of one machine: ``sys``, and ``proc`` and ``dev`` if they are there."""
+
+    def __init__(self, root: str | None = None) -> None:
+        """Open a machine.
+
+        ``root`` is None or ``/`` for the running one, a folder that holds ``sys/``, a folder that is a sysfs itself,
+        or a snapshot (``.tgz``), which is unpacked into a cache once. Raises :class:`~hal.errors.DriverError`.
+        """
+        live = root is None or os.path.abspath(root) == "/"
+        self.root = "/" if root is None or live else root
+        if not live and os.path.isfile(self.root):
+            from hal.host.archive import unpack
+
+            self.root = unpack(self.root)
+        try:
+            if live or os.path.isdir(os.path.join(self.root, "sys")):
+                self.sys = Tree(os.path.join(self.root, "sys"), trusted=live)
+                beside: str | None = self.root
+            elif any(os.path.isdir(os.path.join(self.root, name)) for name in ("bus", "class", "devices")):
+                self.sys = Tree(self.root)
+                beside = None
+            else:
+                raise DriverError(
+                    f"{self.root} holds no sys/, bus/ or class/",
+                    during="discover",
+                    hint="name a folder that stands for a machine's /, or a snapshot made by hal-probe snapshot",
+                )
+        except OSError as error:
+            raise DriverError(
+                f"{self.root} cannot be looked into: {error.strerror}",
+                during="discover",
+                hint="mount sysfs, or name a folder that stands for a machine's /",
+            ) from None
+        self.live = live
+        self.proc = self._beside(beside, "proc")
+        self.dev = self._beside(beside, "dev")
+
+    def _beside(self, base: str | None, name: str) -> Tree | None:
+        if base is None:
+            return None
+        try:
+            return Tree(os.path.join(base, name), trusted=self.live)
+        except OSError:
+            return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for tree in (self.sys, self.proc, self.dev):
+            if tree is not None:
+                tree.close()
