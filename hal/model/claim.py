@@ -6,7 +6,12 @@ from enum import StrEnum
 
 import msgspec
 
+from hal.errors import ClaimError
 from hal.model.kind import Kind
+
+MOST_REQUESTS = 64
+MOST_DEVICES = 100_000
+LONGEST_ID = 128
 
 
 class Locality(StrEnum):
@@ -46,3 +51,49 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     constraints: tuple[Constraint, ...] = ()
     tenant: str = "default"
     ttl_seconds: float = 60.0
+
+
+def check_claim(claim: Claim) -> Claim:
+    """Return the claim, or raise :class:`~hal.errors.ClaimError` for one that makes no sense by itself."""
+
+    def refuse(what: str, hint: str | None = None) -> ClaimError:
+        return ClaimError(what, device=claim.id or None, during="claim", hint=hint)
+
+    if not claim.id or len(claim.id) > LONGEST_ID or not claim.id.isprintable() or " " in claim.id:
+        raise refuse(f"the id {claim.id!r} is not 1 to {LONGEST_ID} printable characters without spaces")
+    if not claim.tenant:
+        raise refuse("the tenant is empty")
+    if not 0 < claim.ttl_seconds < float("inf"):
+        raise refuse(f"ttl_seconds is {claim.ttl_seconds}, it must be above zero and finite")
+    if not claim.requests:
+        raise refuse("it asks for nothing", "name a kind, as in: hal claim gpu")
+    if len(claim.requests) > MOST_REQUESTS:
+        raise refuse(f"{len(claim.requests)} requests, at most {MOST_REQUESTS} are allowed")
+    names = [request.name for request in claim.requests if request.name]
+    if len(set(names)) < len(names):
+        raise refuse("two requests have the same name")
+    for request in claim.requests:
+        if not 1 <= request.count <= MOST_DEVICES:
+            raise refuse(f"count is {request.count}, it must be between 1 and {MOST_DEVICES}")
+    for constraint in claim.constraints:
+        for name in constraint.requests:
+            if name not in names:
+                raise refuse(f"a constraint speaks of the request {name!r}, which the claim does not have")
+    return claim
+
+
+def request_names(claim: Claim) -> tuple[str, ...]:
+    """Return what each request is called: its name, or its kind, numbered where that is not unique."""
+    taken = {request.name for request in claim.requests if request.name}
+    names: list[str] = []
+    for request in claim.requests:
+        name = request.name
+        if not name:
+            name = request.kind.value
+            number = 2
+            while name in taken:
+                name = f"{request.kind.value}-{number}"
+                number += 1
+            taken.add(name)
+        names.append(name)
+    return tuple(names)

@@ -18,9 +18,13 @@ class EventType(StrEnum):
     PREPARED = "prepared"
     RENEWED = "renewed"
     SUSPECTED = "suspected"
+    RELEASING = "releasing"
     RELEASED = "released"
     REFUSED = "refused"
     LOST = "lost"
+    FENCED = "fenced"
+    FREED = "freed"
+    BOOTED = "booted"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -47,3 +47,4 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttl_seconds: float
     state: LeaseState = LeaseState.BOUND
     why_ended: str = ""
+    ended_at: float = 0.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import operator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -258,14 +259,12 @@ def test_the_compiler_agrees_with_a_naive_interpreter(text, x, y, z):
 
 
 PIECES = st.sampled_from(
-    list("()[]{}.,'\"+-*/<>=!: ") + [" and ", " not ", " in ", "x", "1", "GiB", "has", "lambda", "é"]
+    [*"()[]{}.,'\"+-*/<>=!: ", " and ", " not ", " in ", "x", "1", "GiB", "has", "lambda", "é"]
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=20).map("".join)))
 def test_no_text_whatever_raises_anything_but_a_selector_error(text):
-    try:
+    with suppress(SelectorError):
         compile_selector(text).matches(H100)
-    except SelectorError as error:
-        assert str(error)
