@@ -18,8 +18,7 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
     """A PCI function or bridge. ``parent`` is a bridge's address, or a host bridge (``pci0000:15``).
 
     Link speed in GT/s as sysfs prints it (``32.0``), width in lanes; 0 where there is no link. ``role`` is one of
-    ``root-port``,
-    ``switch-upstream``, ``switch-downstream``, ``endpoint``.
+    ``root-port``, ``switch-upstream``, ``switch-downstream``, ``endpoint``.
     """
 
     address: str
@@ -100,6 +99,7 @@ class Rnic(msgspec.Struct, frozen=True, kw_only=True):
     board_id: str
     ports: tuple[RnicPort, ...]
     dpu: str = ""
+    hca_type: str = ""
 
 
 class Dpu(msgspec.Struct, frozen=True, kw_only=True):
