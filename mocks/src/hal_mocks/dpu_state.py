@@ -34,9 +34,15 @@ _TAKES_NICS_DOWN = frozenset({FaultType.LOST, FaultType.FALLEN_OFF_BUS, FaultTyp
 
 
 class CardState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that survives the process which changed it. ``boot`` is None as long as nobody rebooted the card."""
+    """All that survives the process which changed it.
+
+    ``boot`` is None as long as nobody rebooted the card, which is up since ``since`` then. ``fence`` is that of the
+    latest lease: flow rules, virtual functions and exposures belong to it.
+    """
 
     mode: DpuMode
+    since: float
+    fence: int = 0
     pending_mode: DpuMode | None = None
     boots: int = 0
     boot: Boot | None = None
@@ -63,8 +69,7 @@ class Card:
         self.dpu = dpu
         self.id = card_id(dpu)
         self.folder: Path = machine.state.device(self.id)
-        self._lock_name = f"dpu-{dpu.serial.replace('/', '_')}.lock"
-        self._state_of = machine.state
+        self._machine_state = machine.state
         descriptor = os.open(self.folder / "page", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.fstat(descriptor).st_size < _PAGE_BYTES:
@@ -75,11 +80,16 @@ class Card:
         self.ready_at = memoryview(page).cast("d")
         self.generation = memoryview(page).cast("Q")
         self._seen: tuple[int, CardState] | None = None
+        self._file = self.folder / "card.json"
+        with self.locked():
+            if not self._file.exists():
+                mode = DpuMode(dpu.mode) if dpu.privileged else DpuMode.RESTRICTED
+                self.save(CardState(mode=mode, since=machine.clock.now()))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the card against other processes. Not to be nested."""
-        with self._state_of.locked(self._lock_name):
+    def locked(self, part: str = "card") -> Iterator[None]:
+        """Hold one part of the card (``card``, ``services``) against other threads and processes. Not to be nested."""
+        with self._machine_state.locked(f"devices/{self.folder.name}/{part}.lock"):
             yield
 
     def state(self) -> CardState:
@@ -88,15 +98,9 @@ class Card:
         seen = self._seen
         if seen is not None and seen[0] == generation:
             return seen[1]
-        path = self.folder / "card.json"
-        state = _STATE.decode(path.read_bytes()) if path.exists() else self.factory()
+        state = _STATE.decode(self._file.read_bytes())
         self._seen = (generation, state)
         return state
-
-    def factory(self) -> CardState:
-        """Return the state of a card that nobody has touched."""
-        mode = DpuMode(self.dpu.mode) if self.dpu.privileged else DpuMode.RESTRICTED
-        return CardState(mode=mode)
 
     def image(self) -> Image:
         """Return what the card boots."""
@@ -104,7 +108,7 @@ class Card:
 
     def save(self, state: CardState) -> None:
         """Replace the state in one step; call under :meth:`locked`."""
-        write_whole(self.folder / "card.json", _ENCODER.encode(state))
+        write_whole(self._file, _ENCODER.encode(state))
         self.ready_at[0] = 0.0 if state.boot is None else state.boot.ready_at
         self.generation[1] += 1
 
