@@ -31,14 +31,14 @@ class Names:
         variant = "89ab"[int(text[16], 16) % 4]
         return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
 
-    def mac(self, name: str, prefix: str = "a0:88:c2") -> str:
-        """Return a MAC address under a vendor's prefix."""
-        text = self.hex(name, "mac", 6)
-        return f"{prefix}:{text[:2]}:{text[2:4]}:{text[4:]}"
+    def mac(self, name: str) -> str:
+        """Return a locally administered MAC address: forty bits, so that ten thousand NICs do not meet."""
+        text = self.hex(name, "mac", 10)
+        return "a2:" + ":".join(text[at : at + 2] for at in range(0, 10, 2))
 
 
 def guid_of(mac: str) -> str:
-    """Return the node GUID that Mellanox firmware makes of a MAC address: ``0300`` in its middle."""
+    """Return the node GUID that belongs to a MAC address: ``0300`` in its middle, as Mellanox firmware makes it."""
     text = mac.replace(":", "")
     return f"{text[:4]}:{text[4:6]}03:00{text[6:8]}:{text[8:]}"
 
@@ -109,7 +109,7 @@ def _nvme(nvme: Nvme, names: Names) -> Nvme:
 
 
 def _nic(nic: Nic, names: Names) -> Nic:
-    return replace(nic, mac=nic.mac or names.mac(nic.name, "b4:96:91"))
+    return replace(nic, mac=nic.mac or names.mac(nic.name))
 
 
 def _region(region: PmemRegion, names: Names) -> PmemRegion:
