@@ -66,6 +66,8 @@ class MockHandle:
         self._id = device.id
         self._guard = guard
         self._check = guard.check
+        self._control = machine.state.control
+        self._calm = -1  # the generation of the machine in which nothing is wrong with this device
 
     @property
     def device(self) -> Device:
@@ -75,10 +77,18 @@ class MockHandle:
     def _enter(self, step: str, deadline: Deadline | None = None) -> tuple[Fault, ...]:
         """Raise if the lease has ended or the device is gone; else return the faults left for the kind."""
         self._check()
-        machine = self._machine
-        if machine.state.control[0] == machine._generation and not machine._active and not machine._scheduled:
+        generation = self._control[0]
+        if generation == self._calm:
             return ()
-        return pass_through_faults(machine, self._id, step, or_default(deadline))
+        self._look(step)
+        machine = self._machine
+        faults = pass_through_faults(machine, self._id, step, or_default(deadline))
+        calm = not faults and not machine._scheduled and machine._generation == generation
+        self._calm = generation if calm else -1
+        return faults
+
+    def _look(self, step: str) -> None:
+        """Raise what a kind has to say besides faults; asked whenever the machine's generation has changed."""
 
     def close(self) -> None:
         """Give back what the handle holds."""

@@ -42,8 +42,7 @@ class MockPmem(MockHandle):
             self._epoch = self._page[0] = store.load().epoch
         self._mappings: weakref.WeakSet[MockMapping] = weakref.WeakSet()
 
-    def _enter(self, step: str, deadline: Deadline | None = None) -> tuple[Fault, ...]:
-        faults = MockHandle._enter(self, step, deadline)
+    def _look(self, step: str) -> None:
         if self._page[0] != self._epoch:
             raise DeviceGone(
                 "the power failed, or the region was taken back, since it was opened",
@@ -51,7 +50,6 @@ class MockPmem(MockHandle):
                 during=step,
                 hint="open it again and recover from what is durable",
             )
-        return faults
 
     def region(self, *, deadline: Deadline | None = None) -> Region:
         """Return the region as it is now."""
@@ -70,7 +68,7 @@ class MockPmem(MockHandle):
         """Map a namespace by name or uuid; many may, in one process or in several."""
         faults = self._enter("map", deadline)
         with self._store.locked():
-            self._enter("map", deadline)
+            self._look("map")
             found = self._find(self._store.load(), namespace, "map")
             if not found.mode.mappable:
                 raise Unsupported(

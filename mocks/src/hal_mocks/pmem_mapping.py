@@ -42,9 +42,8 @@ class MockMapping:
         self._enter = enter
         self._read_only = read_only
         self._base = namespace.offset_bytes
-        self._size = namespace.size_bytes
+        self._length = self._size = namespace.size_bytes
         self._line = store.region.line_bytes
-        self._open = True
         self._use: int | None = store.use(namespace)
         self._memory = _map(store.memory_path(epoch), self._base, self._size, writable=not read_only)
         media = None if read_only else store.media_path()
@@ -59,7 +58,7 @@ class MockMapping:
     @property
     def size_bytes(self) -> int:
         """Length of the mapping."""
-        return self._size
+        return self._length
 
     @property
     def read_only(self) -> bool:
@@ -76,7 +75,7 @@ class MockMapping:
         import numpy as np
 
         kind = np.dtype(dtype)
-        return np.frombuffer(self._memory, dtype=kind, count=self._size // kind.itemsize)
+        return np.frombuffer(self._memory, dtype=kind, count=self._length // kind.itemsize)
 
     def flush(self, offset: int, length: int, *, deadline: Deadline | None = None) -> None:
         """Remember the lines as they are now; :meth:`drain` makes them durable."""
@@ -109,11 +108,12 @@ class MockMapping:
     def read(self, offset: int, length: int, *, deadline: Deadline | None = None) -> bytes:
         """Copy bytes out, never poison."""
         faults = self._enter("read", deadline)
-        if offset < 0 or length < 0 or offset + length > self._size or not self._open:
+        end = offset + length
+        if offset < 0 or length < 0 or end > self._size:
             raise self._refused("read", offset, length)
         if faults:
             self._refuse_poison("read", offset, length, faults)
-        return bytes(self._memory[offset : offset + length])
+        return bytes(self._memory[offset:end])
 
     def bad_blocks(self, *, deadline: Deadline | None = None) -> Sequence[ByteRange]:
         """Return the poisoned ranges within the namespace."""
@@ -137,7 +137,7 @@ class MockMapping:
 
     def close(self) -> None:
         """Unmap; memory that the caller still holds a view of stays until that goes too."""
-        self._open = False
+        self._size = -1  # so that every range is outside
         self._pending.lines.clear()
         if self._use is not None:
             os.close(self._use)
@@ -173,7 +173,7 @@ class MockMapping:
             self._media[first:end] = self._memory[first:end]
 
     def _check_write(self, step: str, offset: int, length: int, faults: tuple[Fault, ...]) -> None:
-        if offset < 0 or length < 0 or offset + length > self._size or not self._open:
+        if offset < 0 or length < 0 or offset + length > self._size:
             raise self._refused(step, offset, length)
         if self._read_only or (faults and any(fault.type is FaultType.READ_ONLY for fault in faults)):
             raise AccessDenied(
@@ -195,7 +195,7 @@ class MockMapping:
             )
 
     def _refused(self, step: str, offset: int, length: int) -> InvalidArgument:
-        if not self._open:
+        if self._size < 0:
             why, hint = "the mapping is closed", "map the namespace again"
         else:
             why = f"bytes {offset} to {offset + length} are outside of {self._namespace.name} of {self._size} bytes"

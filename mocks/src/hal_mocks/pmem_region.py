@@ -133,6 +133,7 @@ class RegionStore:
         if source is not None:
             copy_data(source, fresh)
         self.save(record)
+        self.machine.state.touch()
         old.unlink(missing_ok=True)
 
     # -- who has a namespace mapped -----------------------------------------------------------------------------------
