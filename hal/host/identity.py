@@ -1,4 +1,4 @@
-"""What PCI numbers mean: vendors, graphics and processing accelerators, BlueField and its like. Facts of the PCI ID list."""
+"""What PCI numbers mean: vendors, GPUs, BlueField functions. Facts of the PCI ID list."""
 
 from __future__ import annotations
 

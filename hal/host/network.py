@@ -1,0 +1,243 @@
+"""RDMA NICs and network interfaces: different names of one device where they share a PCI function."""
+
+from __future__ import annotations
+
+from hal.host.numa import Place
+from hal.host.pci import Function, address_on
+from hal.host.scan import Scan, malformed
+from hal.host.tree import Missing, Tree
+from hal.model.attributes import Absence, Attribute
+from hal.model.device import Location
+from hal.model.kind import Kind
+
+_RDMA = "class/infiniband"
+_NET = "class/net"
+_HEX = frozenset("0123456789abcdef")
+_ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
+_HOLES = 4
+_MOST_GIDS = 256
+_VIRTUAL = ("devices/virtual/", "devices/vif")
+
+
+class Interface:
+    """A network interface as found."""
+
+    __slots__ = ("address", "name", "path")
+
+    def __init__(self, name: str, path: str, address: str | None) -> None:
+        self.name = name
+        self.path = path
+        self.address = address
+
+
+def find_interfaces(scan: Scan) -> list[Interface]:
+    """Return the network interfaces that have hardware behind them."""
+    tree = scan.tree
+    found: list[Interface] = []
+    for name in tree.names(_NET):
+        path = tree.resolve(f"{_NET}/{name}")
+        if path is None or path.startswith(_VIRTUAL) or name == "lo":
+            continue
+        address = address_on(path)
+        if address is None:
+            device = tree.resolve(path + "/device")
+            if device is None or device == path + "/device":
+                continue
+            address = address_on(device)
+        found.append(Interface(name, path, address))
+    return found
+
+
+def find_rnics(scan: Scan, interfaces: list[Interface]) -> None:
+    """Add the RDMA devices; a network interface of the same function is another name of one and is not added."""
+    tree = scan.tree
+    by_address: dict[str, Interface] = {}
+    for interface in interfaces:
+        if interface.address is not None:
+            by_address.setdefault(interface.address, interface)
+    for name in tree.names(_RDMA):
+        if scan.expired():
+            return
+        path = tree.resolve(f"{_RDMA}/{name}")
+        if path is None:
+            scan.complain(f"{_RDMA}/{name} leads out of the tree")
+            continue
+        address = address_on(path)
+        if address is None:
+            device = tree.resolve(path + "/device")
+            address = address_on(device) if device is not None else None
+        _add_rnic(scan, name, path, address, by_address)
+
+
+def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address: dict[str, Interface]) -> None:
+    tree = scan.tree
+    function = scan.functions.get(address) if address is not None else None
+    facts = scan.facts(function)
+    guid_text = tree.line(path + "/node_guid")
+    guid = _guid(guid_text)
+    if guid is not None:
+        facts["node_guid"] = Attribute(guid, "sysfs:node_guid")
+    elif isinstance(guid_text, str):
+        facts["node_guid"] = malformed("sysfs:node_guid", f"{guid_text!r} is no GUID")
+    else:
+        facts["node_guid"] = guid_text.attribute("sysfs:node_guid")
+    facts["firmware"] = tree.text(path, "fw_ver")
+    facts["board_id"] = tree.text(path, "board_id")
+    facts["model"] = tree.text(path, "hca_type")
+    ports = [port for port in tree.names(path + "/ports") if port.isdecimal()]
+    ndevs: list[str] = []
+    for place, port in enumerate(sorted(ports, key=int)):
+        ndevs += _read_port(tree, f"{path}/ports/{port}", "" if place == 0 else f"port{port}_", facts)
+    facts["ports"] = (
+        Attribute(len(ports), "sysfs:ports") if ports else Attribute(source="sysfs:ports", absent=Absence.NOT_REPORTED)
+    )
+    interface = by_address.get(address) if address is not None else None
+    netdev = interface.name if interface is not None else (ndevs[0] if ndevs else None)
+    aliases = [*scan.take(address), "rdma:" + name]
+    if guid is not None:
+        aliases.append("guid:" + guid)
+    if netdev is not None:
+        facts["netdev"] = Attribute(netdev, "sysfs:class/net" if interface is not None else "sysfs:gid_attrs/ndevs")
+        if interface is not None:
+            aliases.append("netdev:" + netdev)
+    else:
+        facts["netdev"] = Attribute(source="sysfs:class/net", absent=Absence.NOT_REPORTED, detail="InfiniBand only")
+    location = scan.locate(function)
+    if function is None:
+        location, facts = _place_soft(scan, path, netdev, facts)
+    scan.add(
+        id=None if guid is None else "rnic-" + guid,
+        else_id=f"pci/{address}" if address is not None else f"rnic/{name}",
+        kind=Kind.RNIC,
+        name=name,
+        location=location,
+        attributes=facts,
+        aliases=aliases,
+        parent=card_of(scan, function),
+    )
+
+
+def _place_soft(
+    scan: Scan, path: str, netdev: str | None, facts: dict[str, Attribute]
+) -> tuple[Location, dict[str, Attribute]]:
+    """Place a soft RDMA device where the interface below it sits."""
+    under = scan.tree.resolve(f"{_NET}/{netdev}") if netdev is not None else None
+    address = address_on(under) if under is not None else None
+    function = scan.functions.get(address) if address is not None else None
+    place: Place
+    if function is not None and function.place[0] is not None:
+        place = (function.place[0], Attribute(function.place[0], "parent"))
+    else:
+        place = scan.placement.place_folder(netdev or path, path)
+    return scan.locate(None, place), {**facts, "numa_node": place[1]}
+
+
+def _guid(text: str | Missing) -> str | None:
+    if not isinstance(text, str):
+        return None
+    digits = text.lower().removeprefix("0x").replace(":", "")
+    return digits if len(digits) == 16 and _HEX.issuperset(digits) and digits.strip("0") else None
+
+
+def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) -> list[str]:
+    """Read one port; return the network interfaces that its GIDs belong to."""
+    state = tree.line(port + "/state")
+    if isinstance(state, str):
+        word = state.partition(":")[2].strip().lower()
+        facts[prefix + "port_state"] = (
+            Attribute(word, "sysfs:state") if word else malformed("sysfs:state", f"{state!r}")
+        )
+    else:
+        facts[prefix + "port_state"] = state.attribute("sysfs:state")
+    facts[prefix + "link_layer"] = tree.text(port, "link_layer")
+    facts[prefix + "rate_gbps"] = _rate(tree.line(port + "/rate"))
+    gids: list[str] = []
+    types: list[str] = []
+    ndevs: list[str] = []
+    holes = 0
+    for index in range(_MOST_GIDS):
+        gid = tree.line(f"{port}/gids/{index}")
+        if not isinstance(gid, str) and gid.reason is Absence.NOT_REPORTED and not gid.detail:
+            break  # the table ends here
+        if not isinstance(gid, str) or gid == _ZERO_GID:
+            # Tables have 16 to 256 rows, filled from the front with few holes: reading on costs a probe for nothing.
+            holes += 1
+            if holes >= _HOLES:
+                break
+            continue
+        holes = 0
+        gids.append(gid)
+        kind = tree.line(f"{port}/gid_attrs/types/{index}")
+        types.append(kind if isinstance(kind, str) else "")
+        netdev = tree.line(f"{port}/gid_attrs/ndevs/{index}")
+        ndevs.append(netdev if isinstance(netdev, str) else "")
+    if gids:
+        facts[prefix + "gids"] = Attribute(tuple(gids), "sysfs:gids")
+        if any(types):
+            facts[prefix + "gid_types"] = Attribute(tuple(types), "sysfs:gid_attrs/types")
+        if any(ndevs):
+            facts[prefix + "gid_netdevs"] = Attribute(tuple(ndevs), "sysfs:gid_attrs/ndevs")
+    else:
+        facts[prefix + "gids"] = Attribute(source="sysfs:gids", absent=Absence.NOT_REPORTED)
+    facts[prefix + "counters"] = (
+        Attribute(True, "sysfs:counters")
+        if tree.exists(port + "/counters")
+        else Attribute(source="sysfs:counters", absent=Absence.NOT_REPORTED, detail="the driver counts nothing")
+    )
+    return [name for name in ndevs if name]
+
+
+def _rate(text: str | Missing) -> Attribute:
+    if not isinstance(text, str):
+        return text.attribute("sysfs:rate")
+    try:
+        rate = float(text.partition(" ")[0])
+    except ValueError:
+        return malformed("sysfs:rate", f"{text!r}")
+    return Attribute(rate, "sysfs:rate") if 0 <= rate < 1e9 else malformed("sysfs:rate", f"{text!r}")
+
+
+def card_of(scan: Scan, function: Function | None) -> str | None:
+    """Return the id of the card that a function, or the function whose virtual one it is, belongs to."""
+    if function is None or not scan.parents:
+        return None
+    own = scan.parents.get(function.slot)
+    if own is None and function.vendor == "15b3":
+        physical = scan.tree.link(function.path + "/physfn")
+        own = scan.parents.get(physical.rpartition(".")[0]) if physical else None
+    return own
+
+
+def find_nics(scan: Scan, interfaces: list[Interface]) -> None:
+    """Add the interfaces whose function no RDMA device has taken."""
+    tree = scan.tree
+    rdma = set(scan.taken)
+    for interface in interfaces:
+        address = interface.address
+        if address is not None and address in rdma:
+            continue
+        if scan.expired():
+            return
+        function = scan.functions.get(address) if address is not None else None
+        if function is None:
+            place = scan.placement.place_folder(interface.name, interface.path)
+            location, facts = scan.locate(None, place), scan.facts(None, place)
+        else:
+            location, facts = scan.locate(function), scan.facts(function)
+        mac = tree.text(interface.path, "address")
+        facts["mac"] = Attribute(mac.value, "sysfs:address") if mac.known else mac
+        facts["operstate"] = tree.text(interface.path, "operstate")
+        speed = tree.count(interface.path, "speed")
+        if isinstance(speed.value, int) and speed.value <= 0:
+            speed = Attribute(source="sysfs:speed", absent=Absence.NOT_REPORTED, detail="no carrier")
+        facts["speed_mbps"] = speed
+        scan.add(
+            id=None,
+            else_id=f"nic/{interface.name}",
+            kind=Kind.NIC,
+            name=interface.name,
+            location=location,
+            attributes=facts,
+            aliases=(*scan.take(address), "netdev:" + interface.name),
+            parent=card_of(scan, function),
+        )
