@@ -1,0 +1,358 @@
+"""The management side of all GPUs of a mock machine: modes, partitions, error counts, telemetry, reset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hal.errors import DeviceBusy, DeviceNotFound, HalError, Unsupported
+from hal.interfaces.gpu import Ecc, EccCounts, GpuProcess, Mode, Partition, PartitionProfile, RowRemapping
+from hal.interfaces.operation import Operation
+from hal.model.attributes import Absence, Attribute, Value, absent, known
+from hal.model.device import Device
+from hal.model.health import Condition
+from hal_mocks.faults import Fault, FaultType
+from hal_mocks.gpu_contexts import BUSY_NS, TO_DEVICE, TO_HOST, Contexts
+from hal_mocks.gpu_describe import SOURCE, Place, places_of
+from hal_mocks.gpu_health import conditions_of, gone, latched_conditions, loses_device, recovery_action
+from hal_mocks.gpu_mig import place, profiles_of
+from hal_mocks.gpu_store import Counts, GpuStore, Record, after_reset
+from hal_mocks.gpu_thermal import CLOCKS, OTHER_CLOCKS, Thermal, advance, clock_of
+from hal_mocks.machine import Machine, device_not_found
+
+T = TypeVar("T")
+PCIE_GTS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
+HEALED_BY_RESET = frozenset({FaultType.XID, FaultType.ECC_UNCORRECTABLE, FaultType.LOST, FaultType.HANG})
+_REPLAYS_PER_SECOND = 2.0
+
+
+class GpuBoards:
+    """All GPUs of one machine, by id; a partition is reached through its GPU."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.store = GpuStore(machine)
+        self.places: dict[str, Place] = places_of(machine.graph)
+        self._contexts: dict[str, Contexts] = {}
+
+    def place(self, gpu: str) -> Place:
+        """Return a whole GPU, or raise :class:`~hal.errors.DeviceNotFound`."""
+        found = self.places.get(gpu)
+        if found is None:
+            raise device_not_found(gpu)
+        return found
+
+    def contexts(self, device_id: str) -> Contexts:
+        """Return the page on which the contexts of a GPU or a partition are counted."""
+        found = self._contexts.get(device_id)
+        if found is None:
+            found = self._contexts[device_id] = Contexts(self.machine.state.device(device_id), device_id)
+        return found
+
+    def conditions(self, gpu: str, device_id: str | None = None) -> tuple[Condition, ...]:
+        """Return what is wrong with a GPU, said of itself or of one of its partitions."""
+        said_of = device_id or gpu
+        now = self.machine.clock.now()
+        faults = self.machine.faults_of(gpu)
+        if device_id is not None and device_id != gpu:
+            faults = (*faults, *self.machine.faults_of(device_id))
+        return (
+            *latched_conditions(said_of, self.store.record(gpu), now),
+            *(condition for fault in faults for condition in conditions_of(said_of, fault, now)),
+        )
+
+    # partitions
+
+    def partitioning(self, gpu: str) -> Mode:
+        """Return the mode, now and after the next reset."""
+        self._divisible(gpu, "partitioning")
+        record = self.store.record(gpu)
+        return Mode(current=record.partitioning, pending=record.partitioning_pending)
+
+    def set_partitioning(self, gpu: str, enabled: bool) -> Mode:
+        """Ask for the mode."""
+        self._divisible(gpu, "set_partitioning")
+
+        def change(record: Record) -> Record:
+            if record.partitions and not enabled:
+                raise DeviceBusy(
+                    f"{len(record.partitions)} partition(s) exist",
+                    device=gpu,
+                    during="set_partitioning",
+                    hint="destroy them first",
+                )
+            return msgspec.structs.replace(record, partitioning_pending=enabled)
+
+        record = self.store.update(gpu, change)
+        return Mode(current=record.partitioning, pending=record.partitioning_pending)
+
+    def partition_profiles(self, gpu: str) -> tuple[PartitionProfile, ...]:
+        """Return the shapes that the board knows."""
+        return profiles_of(self._divisible(gpu, "partition_profiles").gpu)
+
+    def partitions(self, gpu: str) -> tuple[Partition, ...]:
+        """Return the partitions that exist."""
+        self._divisible(gpu, "partitions")
+        return self.store.record(gpu).partitions
+
+    def create_partition(self, gpu: str, profile: str, start: int | None) -> Partition:
+        """Make a partition."""
+        board = self._divisible(gpu, "create_partition").gpu
+        made: list[Partition] = []
+
+        def change(record: Record) -> Record:
+            if not record.partitioning:
+                raise Unsupported(
+                    "the GPU is not in the mode in which it can be divided",
+                    device=gpu,
+                    during="create_partition",
+                    hint="set_partitioning(True), then reset",
+                )
+            made.append(place(board, record.partitions, profile, start))
+            partitions = sorted((*record.partitions, *made), key=lambda partition: partition.start)
+            return msgspec.structs.replace(record, partitions=tuple(partitions))
+
+        self.store.update(gpu, change)
+        return made[0]
+
+    def destroy_partition(self, gpu: str, partition_id: str) -> None:
+        """End a partition that nobody uses."""
+        self._divisible(gpu, "destroy_partition")
+
+        def change(record: Record) -> Record:
+            left = tuple(partition for partition in record.partitions if partition.id != partition_id)
+            if len(left) == len(record.partitions):
+                raise DeviceNotFound(
+                    f"no partition of {gpu}", device=partition_id, during="destroy_partition", hint="partitions()"
+                )
+            holders = self.contexts(partition_id).holders()
+            if holders:
+                raise DeviceBusy(
+                    f"process {holders[0][0]} uses it",
+                    device=partition_id,
+                    during="destroy_partition",
+                    hint="end the process, or release its lease",
+                )
+            return msgspec.structs.replace(record, partitions=left)
+
+        self.store.update(gpu, change)
+
+    def _divisible(self, gpu: str, step: str) -> Place:
+        found = self.place(gpu)
+        if not found.gpu.mig:
+            raise Unsupported(
+                f"{found.gpu.model} cannot be divided", device=gpu, during=step, hint="a board with MIG (A100, H100)"
+            )
+        return found
+
+    # errors of memory
+
+    def ecc(self, gpu: str) -> Ecc:
+        """Return mode and counts."""
+        record = self.store.record(gpu)
+        return Ecc(
+            mode=Mode(current=record.ecc, pending=record.ecc_pending),
+            volatile=_by_location(record.volatile),
+            aggregate=_by_location(record.aggregate),
+        )
+
+    def set_ecc(self, gpu: str, enabled: bool) -> Mode:
+        """Ask for error correction from the next reset on."""
+        record = self.store.update(gpu, lambda before: msgspec.structs.replace(before, ecc_pending=enabled))
+        return Mode(current=record.ecc, pending=record.ecc_pending)
+
+    def row_remapping(self, gpu: str) -> RowRemapping:
+        """Return the rows replaced."""
+        board = self.place(gpu).gpu
+        if float(board.compute_capability) < 8.0:
+            raise Unsupported(
+                f"{board.architecture} retires pages, it replaces no rows",
+                device=gpu,
+                during="row_remapping",
+                hint="Ampere or later",
+            )
+        record = self.store.record(gpu)
+        if record.partitions:
+            raise Unsupported(
+                "not readable while partitions exist", device=gpu, during="row_remapping", hint="destroy them first"
+            )
+        return RowRemapping(
+            correctable=record.remapped_correctable,
+            uncorrectable=record.remapped_uncorrectable,
+            pending=record.remap_pending > 0,
+            failed=record.remap_failed,
+        )
+
+    # what can be measured
+
+    def used_bytes(self, gpu: str) -> int:
+        """Return the memory in use on a GPU, its partitions included."""
+        pages = (gpu, *(partition.id for partition in self.store.record(gpu).partitions))
+        return sum(used for page in pages for _, used in self.contexts(page).holders())
+
+    def processes(self, gpu: str) -> tuple[GpuProcess, ...]:
+        """Return who has a context on a GPU or one of its partitions."""
+        pages: tuple[str | None, ...] = (None, *(partition.id for partition in self.store.record(gpu).partitions))
+        found = [
+            GpuProcess(pid=pid, name=_command(pid), memory_bytes=used, partition=page)
+            for page in pages
+            for pid, used in self.contexts(page or gpu).holders()
+        ]
+        return tuple(sorted(found, key=lambda process: process.pid))
+
+    def thermal(self, gpu: str) -> Thermal:
+        """Let the thermal model catch up with the clock."""
+        limit = self.place(gpu).gpu.power_limit_watts
+        pages = (gpu, *(partition.id for partition in self.store.record(gpu).partitions))
+        busy_ns = sum(self.contexts(page).counter(BUSY_NS) for page in pages)
+        faults = {fault.type for fault in self.machine.faults_of(gpu)}
+        replays = _REPLAYS_PER_SECOND if faults & {FaultType.LINK_DEGRADED, FaultType.FLAP} else 0.0
+        now = self.machine.clock.now()
+        return self.store.thermal(gpu, lambda before: advance(before, now, limit, busy_ns, replays))
+
+    def set_surroundings(self, gpu: str, *, load: float | None = None, inlet_celsius: float | None = None) -> None:
+        """Say how busy a GPU is besides what is really computed (0 to 1), and how warm the air that cools it."""
+        self.thermal(gpu)
+
+        def change(before: Thermal) -> Thermal:
+            return msgspec.structs.replace(
+                before,
+                load=before.load if load is None else load,
+                inlet_celsius=before.inlet_celsius if inlet_celsius is None else inlet_celsius,
+            )
+
+        self.store.thermal(gpu, change)
+
+    def telemetry(self, gpu: str) -> dict[str, Attribute]:
+        """Return everything that can be measured on a whole GPU, lies included."""
+        found = self.place(gpu)
+        faults = self.machine.faults_of(gpu)
+        thermal = self.thermal(gpu)
+        clocks = CLOCKS.get(found.gpu.architecture, OTHER_CLOCKS)
+        sm_clock_hz, reasons = clock_of(thermal, clocks)
+        used = self.used_bytes(gpu)
+        contexts = self.contexts(gpu)
+        values: dict[str, Value] = {
+            "gpu_utilization_percent": round(100 * thermal.utilization),
+            "memory_used_bytes": used,
+            "memory_free_bytes": found.gpu.memory_bytes - used,
+            "memory_total_bytes": found.gpu.memory_bytes,
+            "power_watts": round(thermal.power_watts, 3),
+            "power_limit_watts": found.gpu.power_limit_watts,
+            "energy_joules": thermal.energy_joules,
+            "temperature_celsius": round(thermal.temperature_celsius, 1),
+            "sm_clock_hz": sm_clock_hz,
+            "sm_max_clock_hz": clocks.sm_max_hz,
+            "memory_clock_hz": clocks.memory_hz,
+            "clock_event_reasons": reasons,
+            "pcie_received_bytes": contexts.counter(TO_DEVICE),
+            "pcie_sent_bytes": contexts.counter(TO_HOST),
+            "pcie_replays": int(thermal.replays),
+            "recovery_action": str(recovery_action(self.conditions(gpu))),
+        }
+        attributes = {name: known(value, SOURCE) for name, value in values.items()}
+        link = link_now(found.device, faults)
+        for name in ("speed_gts", "width", "max_speed_gts", "max_width"):
+            attributes[f"pcie_{name}"] = link.get(f"link_{name}") or absent(
+                Absence.NOT_REPORTED, SOURCE, "no PCIe link"
+            )
+        return tell_lies(attributes, faults)
+
+    # repair
+
+    def end_contexts(self, device_id: str) -> None:
+        """End whatever still computes on a device and its partitions."""
+        pages = [device_id]
+        if device_id in self.places:
+            pages += [partition.id for partition in self.store.record(device_id).partitions]
+        for page in pages:
+            self.contexts(page).end_all()
+
+    def reset(self, gpu: str) -> None:
+        """Reset a GPU: pending modes hold, what a reset heals is healed, every context has ended."""
+        self.place(gpu)
+        faults = self.machine.faults_of(gpu)
+        if any(loses_device(fault) for fault in faults):
+            raise gone(gpu, "reset")
+        self.end_contexts(gpu)
+        self.store.record(gpu)
+        self.store.update(gpu, after_reset)
+        now = self.machine.clock.now()
+        for fault in self.machine.state.faults():
+            if fault.device == gpu and fault.type in HEALED_BY_RESET and fault.onset_at <= now:
+                self.machine.heal(id=fault.id)
+        for fault in faults:
+            if fault.type is FaultType.SLOW:
+                self.machine.clock.sleep(fault.seconds)
+
+
+def attempt(device: str, step: str, work: Callable[[], T]) -> Operation[T]:
+    """Do what a mock does at once, and carry the outcome as an operation."""
+    try:
+        return Operation.completed(work(), device, step)
+    except HalError as error:
+        return Operation.failed(error, device, step)
+
+
+def link_now(device: Device, faults: tuple[Fault, ...]) -> dict[str, Attribute]:
+    """Return the PCIe link as it is: what faults have left of it."""
+    link = {name: value for name, value in device.attributes.items() if name.startswith("link_")}
+    for fault in faults:
+        if fault.type is FaultType.LINK_DEGRADED and link:
+            if fault.generation:
+                link["link_speed_gts"] = known(PCIE_GTS.get(fault.generation, 2.5), SOURCE)
+            if fault.width:
+                link["link_width"] = known(fault.width, SOURCE)
+    return link
+
+
+def nvlinks_up(faults: tuple[Fault, ...], now: float) -> bool:
+    """True unless a fault holds the NVLinks down at this moment."""
+    for fault in faults:
+        if fault.type is FaultType.LINK_DOWN:
+            return False
+        if fault.type is FaultType.FLAP and fault.seconds > 0 and int((now - fault.onset_at) / fault.seconds) % 2 == 0:
+            return False
+    return True
+
+
+def tell_lies(attributes: dict[str, Attribute], faults: tuple[Fault, ...]) -> dict[str, Attribute]:
+    """Return the attributes with what lying faults say instead; the source stays, for a lie does not show."""
+    for fault in faults:
+        true = attributes.get(fault.attribute) if fault.type is FaultType.LIE else None
+        if true is not None:
+            attributes[fault.attribute] = known(_alike(fault.value, true.value), true.source)
+    return attributes
+
+
+def _alike(text: str, true: Value | None) -> Value:
+    try:
+        match true:
+            case bool():
+                return text.lower() in ("true", "1", "yes")
+            case int():
+                return int(text)
+            case float():
+                return float(text)
+            case tuple():
+                return tuple(part for part in text.split(",") if part)
+    except ValueError:
+        return text
+    return text
+
+
+def _by_location(counts: Counts) -> dict[str, EccCounts]:
+    return {
+        "dram": EccCounts(corrected=counts.dram_corrected, uncorrected=counts.dram_uncorrected),
+        "sram": EccCounts(corrected=counts.sram_corrected, uncorrected=counts.sram_uncorrected),
+    }
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
