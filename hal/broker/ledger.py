@@ -1,0 +1,89 @@
+"""State and journal together: decide, write down, and only then let it be so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from hal.broker.command import Answer, AnyCommand
+from hal.broker.core import decide
+from hal.broker.journal import Store, load_state
+from hal.broker.record import AnyRecord
+from hal.errors import JournalError
+
+SNAPSHOT_EVERY = 5_000
+
+
+class Clock(Protocol):
+    """Where time comes from: seconds since the Unix epoch, never going back."""
+
+    def now(self) -> float:
+        """Return the time."""
+        ...
+
+
+class Ledger:
+    """Runs commands one after the other. The journal's word is final: what is not in it did not happen.
+
+    If writing fails and the journal cannot say what became of it, every further command is refused with
+    :class:`~hal.errors.JournalError` until it can, and then the state is made from the journal afresh.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.state = load_state(store)
+        self._doubt = False
+        self._snapshot_at = self.state.revision
+        self.lock = threading.RLock()
+
+    def execute(self, command: AnyCommand) -> Answer:
+        """Decide a command, commit it, and return the answer; an error means that nothing was changed."""
+        with self.lock:
+            if self._doubt:
+                self._resolve()
+            state = self.state
+            records, answer = decide(state, command, self.clock.now())
+            if records:
+                try:
+                    self.store.append(records, state.revision)
+                except JournalError:
+                    self._doubt = True
+                    if not self._written(state.revision + len(records)):
+                        raise
+                for record in records:
+                    state.apply(record)
+                if state.revision - self._snapshot_at >= SNAPSHOT_EVERY:
+                    self._save()
+            return answer
+
+    def preview(self, command: AnyCommand) -> Answer:
+        """Return the answer that a command would get now, and change nothing."""
+        with self.lock:
+            if self._doubt:
+                self._resolve()
+            return decide(self.state, command, self.clock.now())[1]
+
+    def events(self, after: int = 0) -> Iterator[tuple[int, AnyRecord]]:
+        """Yield what was written after a revision."""
+        return self.store.replay(after)
+
+    def _written(self, revision: int) -> bool:
+        """Find out what became of a commit that failed: the whole of it is there, or nothing."""
+        head = self.store.head()
+        self._doubt = False
+        return head == revision
+
+    def _resolve(self) -> None:
+        self.store.head()
+        self.state = load_state(self.store)
+        self._doubt = False
+
+    def _save(self) -> None:
+        self._snapshot_at = self.state.revision
+        try:
+            self.store.save_snapshot(self.state.snapshot())
+        except JournalError:
+            # The records are safe; only the next start takes longer. The next append will meet the same disk.
+            return
