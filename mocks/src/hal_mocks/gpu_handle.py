@@ -21,7 +21,7 @@ from hal_mocks.gpu_contexts import BUSY_NS, EPOCH, TO_DEVICE, TO_HOST, TO_PEER
 from hal_mocks.gpu_health import outlives_context, what_work_meets
 from hal_mocks.gpu_kernels import MockKernel, check_launch, run
 from hal_mocks.gpu_management import MockGpuManagement
-from hal_mocks.gpu_memory import Account, Array, MockBuffer, bytes_of, make_array
+from hal_mocks.gpu_memory import ELEMENTS, LAZY_FROM_BYTES, Account, Array, MockBuffer, bytes_of, element_of, make_array
 from hal_mocks.gpu_streams import MockStream
 from hal_mocks.machine import Machine
 
@@ -44,8 +44,11 @@ class MockGpuHandle(MockGpuManagement):
         self._opened_at = machine.clock.now()
         self._last_fault = self._control[1]
         self._pending: list[MockStream] = []
+        self._moved_in = self._moved_out = 0
+        self._capability = str(device.value("compute_capability"))
         self._shuffle = random.Random(machine.graph.seed)
         if device.parent is None and self._boards.store.record(device.id).partitioning:
+            self._clean = -1
             self._trouble = Unsupported(
                 "the GPU is divided: it computes in its partitions only",
                 device=device.id,
@@ -56,30 +59,22 @@ class MockGpuHandle(MockGpuManagement):
     # before every verb
 
     def _enter_work(self, step: str, deadline: Deadline | None = None) -> None:
-        """The same, and raise if this context can do no work any more."""
+        """Raise if the lease has ended, or this context can do no work any more.
+
+        The verbs that move bytes have these lines in themselves: a call costs more than what it does here.
+        """
         self._check()
-        machine = self._machine
-        if (
-            self._control[0] != machine._generation
-            or machine._active
-            or machine._scheduled
-            or self._closed
-            or self._trouble is not None
-            or self._words[EPOCH] != self._epoch
-        ):
+        if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work(step, deadline)
 
     def _meet_work(self, step: str, deadline: Deadline | None) -> None:
-        if not self._closed and self._trouble is None:
-            machine = self._machine
-            if not machine.faults_of(self._id) and not machine.faults_of(self._gpu) and not self._was_reset():
-                return
         faults = self._meet(step, deadline)
         if self._trouble is not None:
             trouble = copy.copy(self._trouble)
             trouble.during = step
             raise trouble
-        if self._was_reset():
+        if self._words[EPOCH] != self._epoch:
+            self._clean = -1
             self._trouble = HardwareFault(
                 "the device was reset or taken back: what this handle held on it is gone",
                 device=self._id,
@@ -94,13 +89,11 @@ class MockGpuHandle(MockGpuManagement):
                 self._fail(error)
                 raise error
 
-    def _was_reset(self) -> bool:
-        return bool(self._words[EPOCH] != self._epoch)
-
     def _fail(self, error: DeviceError) -> None:
         # A fault takes the context with it, and what was not yet run with the context.
         if isinstance(error, HardwareFault):
             self._trouble = self._trouble or error
+            self._clean = -1
             for stream in self._pending:
                 stream.drop()
             self._pending.clear()
@@ -120,15 +113,33 @@ class MockGpuHandle(MockGpuManagement):
         used = sum(used for _, used in self._boards.contexts(self._id).holders())
         return MemoryInfo(total_bytes=self._account.limit_bytes, used_bytes=used)
 
+    @property
+    def _sound(self) -> bool:
+        return self._trouble is None
+
     def _collect(self) -> None:
         self._account.collect()
+        self._count_moved()
+
+    def _count_moved(self) -> None:
+        # Counted in this object first: a word that processes share costs a copy of few bytes a tenth of its time.
+        if self._words[EPOCH] == self._epoch:
+            self._words[self._to_device] += self._moved_in
+            self._words[self._to_host] += self._moved_out
+            self._moved_in = self._moved_out = 0
 
     def allocate(self, shape: Shape, dtype: str = "uint8", *, deadline: Deadline | None = None) -> MockBuffer:
         """Allocate an array; a large one takes host memory only where it is written."""
-        self._enter_work("allocate", deadline)
-        nbytes = bytes_of(shape, dtype, self._id)
+        self._check()
+        if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
+            self._meet_work("allocate", deadline)
+        element = ELEMENTS.get(dtype) or element_of(dtype, self._id)
+        nbytes = shape * element.itemsize if type(shape) is int else bytes_of(shape, element, self._id)
+        if nbytes < 0:
+            raise InvalidArgument(f"{shape} elements", device=self._id, during="allocate", hint="0 or more")
         self._account.take(nbytes)
-        return MockBuffer(self, make_array(shape, dtype, nbytes), nbytes)
+        array = np.empty(shape, element) if nbytes < LAZY_FROM_BYTES else make_array(shape, element, nbytes)
+        return MockBuffer(self, array, nbytes)
 
     def copy_to_device(
         self,
@@ -139,16 +150,18 @@ class MockGpuHandle(MockGpuManagement):
         deadline: Deadline | None = None,
     ) -> MockBuffer:
         """Copy a host array into a buffer."""
-        self._enter_work("copy_to_device", deadline)
+        self._check()
+        if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
+            self._meet_work("copy_to_device", deadline)
         given: Array = source if type(source) is np.ndarray else _host_array(source)
         if target is None:
-            nbytes = given.nbytes
-            self._account.take(nbytes)
-            target = MockBuffer(self, make_array(given.shape, given.dtype.name, nbytes), nbytes)
-        array = self._own(target, "copy_to_device")
-        if given.shape != array.shape or given.dtype != array.dtype:
-            raise self._unlike(given, array, "copy_to_device")
-        self._words[self._to_device] += target.nbytes
+            target = self.allocate(given.shape, given.dtype.name)
+        array = target._array if type(target) is MockBuffer and target._handle is self else None
+        if array is None:
+            array = self._own(target, "copy_to_device")
+        if given.dtype is not array.dtype or given.shape != array.shape:
+            self._check_alike(given, array, "copy_to_device")
+        self._moved_in += target.nbytes
         if stream is None and not self._pending:
             np.copyto(array, given)
         else:
@@ -164,18 +177,21 @@ class MockGpuHandle(MockGpuManagement):
         deadline: Deadline | None = None,
     ) -> Array:
         """Copy a buffer or an array into a NumPy array."""
-        self._enter_work("copy_to_host", deadline)
+        self._check()
+        if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
+            self._meet_work("copy_to_host", deadline)
         array: Array = self._own(source, "copy_to_host") if type(source) is MockBuffer else np.asarray(source)
-        self._words[self._to_host] += array.nbytes
-        if stream is None and not self._pending and target is None:
-            return array.copy()
-        result: Array = np.empty(array.shape, array.dtype) if target is None else target
-        if result.shape != array.shape or result.dtype != array.dtype:
-            raise self._unlike(array, result, "copy_to_host")
+        self._moved_out += array.nbytes
         if stream is None and not self._pending:
-            np.copyto(result, array)
-        else:
-            self._submit(lambda: np.copyto(result, array), stream, deadline)
+            if target is None:
+                return array.copy()
+            if target.dtype is not array.dtype or target.shape != array.shape:
+                self._check_alike(array, target, "copy_to_host")
+            np.copyto(target, array)
+            return target  # type: ignore[no-any-return]
+        result: Array = np.empty(array.shape, array.dtype) if target is None else target
+        self._check_alike(array, result, "copy_to_host")
+        self._submit(lambda: np.copyto(result, array), stream, deadline)
         return result
 
     def copy_peer(
@@ -198,8 +214,7 @@ class MockGpuHandle(MockGpuManagement):
             if theirs._pending:
                 theirs._drain(deadline)
         there, here = target._live("copy_peer"), self._own(source, "copy_peer")
-        if here.shape != there.shape or here.dtype != there.dtype:
-            raise self._unlike(here, there, "copy_peer")
+        self._check_alike(here, there, "copy_peer")
         self._words[self._to_peer] += source.nbytes
         self._submit(lambda: np.copyto(there, here), stream, deadline)
 
@@ -211,13 +226,14 @@ class MockGpuHandle(MockGpuManagement):
         array = buffer._array
         return array if array is not None else buffer._live(step)
 
-    def _unlike(self, one: Array, other: Array, step: str) -> InvalidArgument:
-        return InvalidArgument(
-            f"{one.dtype}{list(one.shape)} does not fit {other.dtype}{list(other.shape)}",
-            device=self._id,
-            during=step,
-            hint="the same shape and type on both sides",
-        )
+    def _check_alike(self, one: Array, other: Array, step: str) -> None:
+        if one.shape != other.shape or one.dtype != other.dtype:
+            raise InvalidArgument(
+                f"{one.dtype}{list(one.shape)} does not fit {other.dtype}{list(other.shape)}",
+                device=self._id,
+                during=step,
+                hint="the same shape and type on both sides",
+            )
 
     def _submit(self, work: Callable[[], object], stream: MockStream | None, deadline: Deadline | None) -> None:
         if stream is None:
@@ -285,8 +301,7 @@ class MockGpuHandle(MockGpuManagement):
         self._enter_work("launch", deadline)
         if not isinstance(kernel, MockKernel):
             raise InvalidArgument("no kernel of a mock GPU", device=self._id, during="launch", hint="load_kernel")
-        capability = str(self._device.value("compute_capability"))
-        grid3, block3 = check_launch(grid, block, shared_bytes, capability, self._id)
+        grid3, block3 = check_launch(grid, block, shared_bytes, self._capability, self._id)
         real = [self._own(arg, "launch") if type(arg) is MockBuffer else arg for arg in args]
 
         def work() -> None:
@@ -311,6 +326,8 @@ class MockGpuHandle(MockGpuManagement):
         if self._closed:
             return
         self._closed = True
+        self._clean = -1
+        self._count_moved()
         for stream in self._pending:
             stream.drop()
         self._pending.clear()

@@ -35,6 +35,9 @@ def per_thread(function: F) -> F:
     return function
 
 
+_NONE_SHARED = np.zeros(0, np.uint8)
+
+
 class Block:
     """Where a block lies in its grid. ``shared`` are its bytes of shared memory."""
 
@@ -115,7 +118,7 @@ def run(
     for index in _blocks(grid, shuffle):
         if deadline is not None:
             deadline.check(device=device, during="launch")
-        place = Block(index, block, grid, np.zeros(shared_bytes, np.uint8))
+        place = Block(index, block, grid, np.zeros(shared_bytes, np.uint8) if shared_bytes else _NONE_SHARED)
         try:
             if kernel.per == "thread":
                 for z, y, x in itertools.product(range(block[2]), range(block[1]), range(block[0])):

@@ -21,27 +21,26 @@ Array = np.ndarray[Any, Any]
 
 LAZY_FROM_BYTES = 1 << 20
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-_ITEM_BYTES: dict[str, int] = {"uint8": 1}
+ELEMENTS: dict[str, np.dtype[Any]] = {"uint8": np.dtype("uint8")}
+"""Types that were asked for before, by name."""
 
 
-def item_bytes(dtype: str) -> int:
-    """Return the size of an element; the types of the Array API have one."""
-    size = _ITEM_BYTES.get(dtype)
-    if size is None:
-        kind = np.dtype(dtype)
-        if kind.hasobject or kind.itemsize == 0:
-            raise TypeError(f"{dtype} has no fixed size")
-        size = _ITEM_BYTES[dtype] = kind.itemsize
-    return size
+def element_of(dtype: str, device: str) -> np.dtype[Any]:
+    """Return the type of that name; those of the Array API are known, and NumPy's others of a fixed size."""
+    try:
+        element = np.dtype(dtype)
+    except TypeError as error:
+        raise InvalidArgument(str(error), device=device, during="allocate", hint="float32, int8, ...") from error
+    if element.hasobject or element.itemsize == 0:
+        raise InvalidArgument(f"{dtype} has no fixed size", device=device, during="allocate", hint="float32, int8, ...")
+    return ELEMENTS.setdefault(str(dtype), element)
 
 
-def make_array(shape: Shape, dtype: str, nbytes: int) -> Array:
-    """Return an array; a large one takes address space now and memory when it is written."""
-    if nbytes < LAZY_FROM_BYTES:
-        return np.empty(shape, dtype)
+def make_array(shape: Shape, element: np.dtype[Any], nbytes: int) -> Array:
+    """Return a large array, which takes address space now and memory when it is written."""
     # NORESERVE: an 80 GB buffer must not need 80 GB of the machine that pretends to have it.
     space = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    return np.ndarray(shape, dtype, buffer=space)
+    return np.ndarray(shape, element, buffer=space)
 
 
 class Account:
@@ -167,18 +166,12 @@ class MockBuffer:
         return f"<MockBuffer {self.nbytes} bytes on {self._handle._id}{'' if self._array is not None else ', freed'}>"
 
 
-def bytes_of(shape: Shape, dtype: str, device: str) -> int:
+def bytes_of(shape: Shape, element: np.dtype[Any], device: str) -> int:
     """Return how many bytes an array takes; raises :class:`~hal.errors.InvalidArgument` for what is none."""
     try:
-        if type(shape) is int:
-            nbytes = shape * item_bytes(dtype)
-            least = shape
-        else:
-            extents = tuple(shape)  # type: ignore[arg-type]
-            nbytes = math.prod(extents) * item_bytes(dtype)
-            least = min(extents, default=0)
+        extents = (int(shape),) if not isinstance(shape, tuple) else shape
+        if min(extents, default=0) >= 0:
+            return math.prod(extents) * element.itemsize
     except TypeError as error:
-        raise InvalidArgument(str(error), device=device, during="allocate", hint="float32, int8, ...") from error
-    if least < 0:
-        raise InvalidArgument(f"negative extent in {shape}", device=device, during="allocate", hint="0 or more")
-    return nbytes
+        raise InvalidArgument(str(error), device=device, during="allocate", hint="a tuple of integers") from error
+    raise InvalidArgument(f"negative extent in {shape}", device=device, during="allocate", hint="0 or more")
