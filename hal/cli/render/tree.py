@@ -51,7 +51,8 @@ class _Tree:
 
     def _visible(self, vertex: Vertex) -> Iterator[Vertex]:
         """Yield children, going straight through ports that say nothing."""
-        for child in self.topology.children(vertex):
+        children = self.topology.children(vertex)
+        for child in sorted(children, key=lambda child: child.level is not Level.DEVICE):  # CPUs and memory first
             if child.id not in self.worth:
                 continue
             if child.level is Level.BRIDGE and not self.all:

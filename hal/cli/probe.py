@@ -1,0 +1,182 @@
+"""``hal-probe``: what this machine has, how it is wired, how healthy it is, and why something is not there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import msgspec
+
+    from hal.cli.probe_look import Look
+    from hal.cli.probe_options import Options
+
+_BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``hal-probe`` and return its exit status. A reader that goes away early is no error worth a word."""
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _abandon_output()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what was asked; mistakes of the caller end with status 64, and say what to try."""
+    with_fewer_imports()
+    from hal.cli.probe_options import parse
+    from hal.errors import HalError, UsageError
+
+    try:
+        return _verb(parse(arguments))
+    except UsageError as error:
+        print(f"hal-probe: {error}", file=sys.stderr)
+        return 64
+    except HalError as error:
+        print(f"hal-probe: {error}", file=sys.stderr)
+        return 3
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def with_fewer_imports() -> None:
+    """Import msgspec without ``typing_extensions``, which it takes only if it is there and does not need.
+
+    That module imports ``inspect`` and its kin: a quarter of the time of a whole ``hal-probe``.
+    """
+    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
+        return
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        del sys.modules["typing_extensions"]
+
+
+def _verb(options: Options) -> int:
+    verb = options.verb
+    if verb == "list":
+        return _list(options)
+    if verb in ("tree", "topology"):
+        from hal.cli.probe_topology import show_topology, show_tree
+
+        return show_tree(options) if verb == "tree" else show_topology(options)
+    if verb == "doctor":
+        from hal.cli.probe_doctor import doctor
+
+        return doctor(options)
+    if verb == "watch":
+        from hal.cli.probe_watch import watch
+
+        return watch(options)
+    if verb == "diff":
+        from hal.cli.probe_diff import compare
+
+        return compare(options)
+    if verb == "snapshot":
+        from hal.cli.probe_diff import snapshot
+
+        return snapshot(options)
+    from hal.cli.probe_schema import published
+
+    say(published())
+    return 0
+
+
+def _list(options: Options) -> int:
+    seen = timed(options)
+    if options.format == "table":
+        from hal.cli.probe_list import list_lines
+
+        say_lines(list_lines(seen, options))
+        warn(seen)
+    elif options.format == "prometheus":
+        from hal.cli.render.prometheus import metrics
+
+        say(metrics(seen.devices, seen.survey.reports, seen.survey.partial))
+        warn(seen)
+    else:
+        from hal.cli.probe_look import inventory_report
+
+        say_report(inventory_report(seen), options)
+    return seen.exit_code
+
+
+def timed(options: Options) -> Look:
+    """Look once, and say where the time went if that was asked."""
+    from time import monotonic, process_time
+
+    before = process_time()
+    from hal.cli.probe_look import look
+
+    start = monotonic()
+    seen = look(options)
+    if options.timing:
+        survey, spent = 1e3 * (monotonic() - start), 1e3 * process_time()
+        words = f"survey {survey:.1f} ms; processor {spent:.1f} ms since start, {1e3 * before:.1f} ms of it before"
+        print(f"timing: {words}", file=sys.stderr)
+        for report in seen.survey.reports:
+            print(f"timing: driver {report.driver} {1e3 * report.seconds:.1f} ms", file=sys.stderr)
+    seen.survey.close()
+    return seen
+
+
+def warn(seen: Look) -> None:
+    """Say in one line each what went wrong beside the devices; programs find it in the report."""
+    from hal.cli.render.text import clean
+
+    for problem in seen.survey.problems:
+        hint = f" (try: {problem.hint})" if problem.hint else ""
+        print(clean(f"hal-probe: {problem.source}: {problem.step}: {problem.detail}{hint}"), file=sys.stderr)
+    for one in seen.expectations:
+        if not one.met:
+            print(f"hal-probe: expected {one.expected} {one.kind}, found {one.found}", file=sys.stderr)
+
+
+def say_report(report: msgspec.Struct, options: Options) -> None:
+    """Write a report as JSON or YAML."""
+    from hal.cli.probe_document import encode
+
+    if options.format == "yaml":
+        from hal.cli.probe_document import plain
+        from hal.cli.render.yaml import emit
+
+        say(emit(plain(report)))
+    else:
+        _write(encode(report) + b"\n")
+
+
+def say_lines(lines: Sequence[str]) -> None:
+    """Write lines for people."""
+    say("".join(line + "\n" for line in lines))
+
+
+def say(text: str) -> None:
+    """Write text; what the terminal's encoding cannot show becomes an escape."""
+    _write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _abandon_output() -> None:
+    """Point standard output at nothing, so that the interpreter's own flush at exit finds no broken pipe."""
+    import os
+
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

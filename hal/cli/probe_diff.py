@@ -1,0 +1,108 @@
+"""``hal-probe diff`` and ``hal-probe snapshot``: machines kept, and compared with one another."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hal.cli.probe import say_lines, say_report
+from hal.cli.probe_document import DeviceRecord, InventoryReport
+from hal.cli.probe_look import chosen, find_root
+from hal.cli.probe_options import Options
+from hal.cli.probe_reports import ChangeRecord, DiffReport
+from hal.cli.render.text import Style, clean
+from hal.errors import UsageError
+from hal.model.device import Device
+from hal.model.event import EventType
+from hal.model.inventory import Change, Inventory, diff
+
+_MARKS = {EventType.ADDED: ("+", "32"), EventType.REMOVED: ("-", "31"), EventType.CHANGED: ("~", "33")}
+
+
+def compare(options: Options) -> int:
+    """Compare two machines; 0 if they are the same, 1 if they differ."""
+    import time
+
+    old, new = options.operands
+    changes = changes_between(_load(old, options), _load(new, options), options)
+    code = 1 if changes else 0
+    if options.format != "table":
+        records = tuple(_record(change) for change in changes)
+        say_report(DiffReport(taken_at=time.time(), exit_code=code, old=old, new=new, changes=records), options)
+        return code
+    style = Style(options.color)
+    lines: list[str] = []
+    for change in changes:
+        mark, colour = _MARKS.get(change.type, ("~", "33"))
+        device = change.device
+        lines.append(
+            style.paint(clean(f"{mark} {device.kind} {device.name} on {device.location.node} ({device.id})"), colour)
+        )
+        lines += [clean(f"    {field}") for field in change.fields]
+    say_lines(lines or ["no difference"])
+    return code
+
+
+def changes_between(old: Inventory, new: Inventory, options: Options) -> tuple[Change, ...]:
+    """Return the changes of what passes the filters; when evidence was last seen is no change."""
+    before, after = Inventory(chosen(old, options)), Inventory(chosen(new, options))
+    return tuple(change for change in diff(before, after) if change.type is not EventType.CHANGED or change.fields)
+
+
+def _record(change: Change) -> ChangeRecord:
+    device = change.device
+    return ChangeRecord(
+        type=change.type,
+        device=device.id,
+        kind=device.kind,
+        name=device.name,
+        node=device.location.node,
+        fields=change.fields,
+    )
+
+
+def _load(source: str, options: Options) -> Inventory:
+    """Read a machine from a JSON report, a snapshot or a recorded tree."""
+    if source == "-":
+        return _decode(source, sys.stdin.buffer.read())
+    if not os.path.isdir(source):
+        try:
+            with open(source, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UsageError(
+                f"{source} cannot be read: {error.strerror}", during="diff", hint="a report, a snapshot or a folder"
+            ) from error
+        if data[:2] != b"\x1f\x8b":
+            return _decode(source, data)
+    from hal.agent.survey import survey
+
+    found = survey(deadline_seconds=options.timeout, root=find_root(source))
+    found.close()
+    return found.inventory
+
+
+def _decode(source: str, data: bytes) -> Inventory:
+    import msgspec
+
+    try:
+        report = msgspec.json.decode(data, type=InventoryReport)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{source} is no report of hal-probe: {error}", during="diff", hint="hal-probe --format json writes one"
+        ) from error
+    return Inventory(_device(record) for record in report.devices)
+
+
+def _device(record: DeviceRecord) -> Device:
+    return Device(**{name: getattr(record, name) for name in Device.__struct_fields__})
+
+
+def snapshot(options: Options) -> int:
+    """Record this machine, or the one under ``--root``, into an archive."""
+    from hal.host.snapshot import record
+
+    target = options.operands[0]
+    record(find_root(options.root), target)
+    say_lines([f"{target}: look at it with hal-probe --root {target}"])
+    return 0

@@ -1,0 +1,123 @@
+"""One look at the machine for any verb: survey, filters, expectations, exit status."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from hal.agent.survey import Survey, survey
+from hal.cli.probe_document import Expectation, InventoryReport, SuggestionRecord, nodes_of, record
+from hal.cli.probe_options import Options
+from hal.errors import UsageError
+from hal.model.device import Device
+from hal.model.health import Health, Presence
+from hal.model.kind import Kind
+
+HEALTHY, DEGRADED, ABSENT, PARTIAL, USAGE = 0, 1, 2, 3, 64
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen. ``devices`` passed the filters; ``survey`` holds everything."""
+
+    survey: Survey
+    devices: tuple[Device, ...]
+    expectations: tuple[Expectation, ...]
+    taken_at: float
+    exit_code: int
+
+
+def look(options: Options) -> Look:
+    """Look once; raises ``UsageError`` for a root that cannot be looked at."""
+    root = find_root(options.root)
+    found = survey(deadline_seconds=options.timeout, root=root)
+    devices = chosen(found.inventory, options)
+    expectations = tuple(expect(found.inventory, kind, count) for kind, count in options.expect)
+    return Look(
+        survey=found,
+        devices=devices,
+        expectations=expectations,
+        taken_at=time.time(),
+        exit_code=exit_code(devices, expectations, found.partial),
+    )
+
+
+def find_root(root: str | None) -> str | None:
+    """Return the folder to look at instead of ``/``; a snapshot is unpacked first."""
+    if root is None:
+        return None
+    if os.path.isdir(root):
+        return root
+    if not os.path.exists(root):
+        raise UsageError(f"{root} does not exist", during="--root", hint="a folder with a sys in it, or a snapshot")
+    from hal.errors import HalError
+    from hal.host.archive import unpack
+
+    try:
+        return unpack(root)
+    except HalError as error:
+        raise UsageError(error.message, during="--root", hint="hal-probe snapshot FILE.tgz makes one") from error
+
+
+def chosen(devices: Iterable[Device], options: Options) -> tuple[Device, ...]:
+    """Return the devices that pass ``--kind`` and ``--where``, in their order."""
+    kinds = options.kinds
+    found = tuple(device for device in devices if kinds is None or device.kind in kinds)
+    if not options.where:
+        return found
+    from hal.model.selector import compile_selector
+
+    matches = compile_selector(options.where).matches
+    return tuple(device for device in found if matches(device))
+
+
+def expect(devices: Iterable[Device], kind: Kind, count: int) -> Expectation:
+    """Count what ``--expect`` counts: whole devices that are there; a part of one (MIG) is not another one."""
+    whole = [device for device in devices if device.kind is kind]
+    ids = {device.id for device in whole}
+    found = sum(device.presence is not Presence.MISSING and device.parent not in ids for device in whole)
+    return Expectation(kind=kind, expected=count, found=found, met=found >= count)
+
+
+def exit_code(devices: Iterable[Device], expectations: Iterable[Expectation], partial: bool) -> int:
+    """Return the exit status: the highest that applies.
+
+    The higher, the less the answer may be trusted: a partial view proves no absence, so 3 hides 2; a device that is
+    not there cannot be degraded, so 2 hides 1.
+    """
+    if partial:
+        return PARTIAL
+    if not all(expectation.met for expectation in expectations):
+        return ABSENT
+    return HEALTHY if all(device.health is Health.HEALTHY for device in devices) else DEGRADED
+
+
+def inventory_report(seen: Look) -> InventoryReport:
+    """Return what a look found as the report for programs."""
+    return InventoryReport(
+        taken_at=seen.taken_at,
+        exit_code=seen.exit_code,
+        problems=seen.survey.problems,
+        nodes=nodes_of(seen.devices),
+        devices=tuple(record(device) for device in seen.devices),
+        drivers=seen.survey.reports,
+        suggestions=suggestions(seen.survey),
+        expectations=seen.expectations,
+    )
+
+
+def suggestions(found: Survey) -> tuple[SuggestionRecord, ...]:
+    """Return what could be installed, with the command that does it."""
+    return tuple(
+        SuggestionRecord(
+            device=one.device,
+            node=one.node,
+            kind=one.kind,
+            model=one.model,
+            text=one.text,
+            remedy=f"pip install {one.distribution}",
+        )
+        for one in found.suggestions
+    )
