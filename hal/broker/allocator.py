@@ -29,9 +29,10 @@ MOST_VIEWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The chosen devices."""
+    """The chosen devices, and what the requests are called."""
 
     choice: Choice
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ class View:
         self.requests, self.constraints = shape
         self.counts = tuple(request.count for request in self.requests)
         self.total = sum(self.counts)
-        names = request_names(Claim(id="-", requests=self.requests))
-        self.concerned = tuple(_concerned(constraint, names) for constraint in self.constraints)
+        self.names = request_names(Claim(id="-", requests=self.requests))
+        self.concerned = tuple(_concerned(constraint, self.names) for constraint in self.constraints)
         self.covering = -1
         for number, constraint in enumerate(self.constraints):
             if constraint.same is not Locality.RACK and len(self.concerned[number]) == len(self.requests):
@@ -206,7 +207,7 @@ def allocate(state: State, claim: Claim) -> Outcome:
     found = view.best()
     if found is not None:
         index, assignment = found
-        return Place([(state.nodes[index], assignment.masks)])
+        return Place([(state.nodes[index], assignment.masks)], view.names)
     if view.answered is not None and view.answered[0] == view.seen:
         return view.answered[1]
     try:
@@ -229,7 +230,8 @@ def view_of(state: State, shape: Shape) -> View:
             del views[next(iter(views))]
     views[shape] = view
     state.settle()
-    view.refresh(state)
+    if view.seen != state.forgotten_touches + len(state.touched):
+        view.refresh(state)
     return view
 
 
@@ -247,7 +249,7 @@ def _allocate_wide(state: State, view: View) -> Outcome:
         return Refusal(NoPlace(which, len(everywhere.places(view.constraints[which].same))))
     found = everywhere.solve(budget)
     if isinstance(found, Assignment):
-        return Place(everywhere.choice(found))
+        return Place(everywhere.choice(found), view.names)
     return Refusal(found)
 
 

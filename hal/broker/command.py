@@ -9,38 +9,38 @@ from hal.model.device import Device
 from hal.model.lease import Lease
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of all commands."""
 
 
-class Begin(Command, frozen=True):
+class Begin(Command, frozen=True, gc=False):
     """Start, or start again, under this boot id. The first time it also begins the journal."""
 
     boot_id: str
     clock_offset_seconds: float = 0.0
 
 
-class Observe(Command, frozen=True):
+class Observe(Command, frozen=True, gc=False):
     """These devices look like this now. ``complete``: what is not among them is not there any more."""
 
     devices: tuple[Device, ...]
     complete: bool = False
 
 
-class ClaimDevices(Command, frozen=True):
+class ClaimDevices(Command, frozen=True, gc=False):
     """Grant the claim, or say why not. Idempotent by its id."""
 
     claim: Claim
 
 
-class MarkPrepared(Command, frozen=True):
+class MarkPrepared(Command, frozen=True, gc=False):
     """The agent has prepared every device of the lease under this fence."""
 
     lease: str
     fence: int
 
 
-class Renew(Command, frozen=True):
+class Renew(Command, frozen=True, gc=False):
     """The holder lives; ``ttl_seconds`` changes how long, None keeps it."""
 
     lease: str
@@ -48,7 +48,7 @@ class Renew(Command, frozen=True):
     tenant: str | None = None
 
 
-class Release(Command, frozen=True):
+class Release(Command, frozen=True, gc=False):
     """End the lease; the devices come back when the agent has proven it."""
 
     lease: str
@@ -56,8 +56,10 @@ class Release(Command, frozen=True):
     tenant: str | None = None
 
 
-class ProveReleased(Command, frozen=True):
+class ProveReleased(Command, frozen=True, gc=False):
     """The holder of ``lease`` can do nothing more with the ``freed`` devices; of the ``fenced`` that is not proven.
+
+    ``freed=None`` stands for all that are not fenced.
 
     ``fence`` is the lease's: a proof about an older holder proves nothing about this one. ``operator`` is a recorded
     order of a person, accepted in any state. ``returned`` takes the whole claim back as if it had never been made.
@@ -65,14 +67,14 @@ class ProveReleased(Command, frozen=True):
 
     lease: str
     fence: int
-    freed: tuple[str, ...]
+    freed: tuple[str, ...] | None = None
     fenced: dict[str, str] = {}
     proof: str = "unprepared by the agent"
     operator: bool = False
     returned: bool = False
 
 
-class ProveFreed(Command, frozen=True):
+class ProveFreed(Command, frozen=True, gc=False):
     """A fenced device is let go after all."""
 
     device: str
@@ -80,32 +82,32 @@ class ProveFreed(Command, frozen=True):
     proof: str = "unprepared by the agent"
 
 
-class Expire(Command, frozen=True):
+class Expire(Command, frozen=True, gc=False):
     """Look at the clock: leases that have expired become suspect, conditions that have expired go."""
 
 
 AnyCommand = Begin | Observe | ClaimDevices | MarkPrepared | Renew | Release | ProveReleased | ProveFreed | Expire
 
 
-class Granted(msgspec.Struct, frozen=True):
+class Granted(msgspec.Struct, frozen=True, gc=False):
     """Yes. The same claim asked again gets the same lease."""
 
     lease: Lease
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """No, and the proof in words."""
 
     reason: str
 
 
-class Undecided(msgspec.Struct, frozen=True):
+class Undecided(msgspec.Struct, frozen=True, gc=False):
     """Nobody knows: the search was given up after so many steps."""
 
     steps: int
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, gc=False):
     """It is so; ``lease`` as it is afterwards, where there is one; ``leases`` those that now need the agent."""
 
     lease: Lease | None = None

@@ -28,7 +28,7 @@ from hal.broker.matching import BUDGET
 from hal.broker.places import selector_of
 from hal.broker.state import State
 from hal.errors import ClaimError, LeaseEnded, LeaseNotFound, StaleFence
-from hal.model.claim import Claim, check_claim, request_names
+from hal.model.claim import Claim, check_claim, check_holder
 from hal.model.device import Device
 from hal.model.health import Presence
 from hal.model.kind import Kind
@@ -117,16 +117,18 @@ def _claim(state: State, command: c.ClaimDevices, now: float) -> Decision:
     before = state.claims.get(claim.id)
     if before is not None:
         return (), _again(state, before, claim)
-    check_claim(claim)
-    for request in claim.requests:
-        if request.where:
+    if (claim.requests, claim.constraints) in state.views:
+        check_holder(claim)  # the rest was checked when the shape was first seen
+    else:
+        check_claim(claim)
+        for request in claim.requests:
             selector_of(request.where)
     outcome = allocate(state, claim)
     if outcome is None:
         return (), c.Undecided(BUDGET)
     if not isinstance(outcome, Place):
         return (), c.Refused(refusal_text(state, claim, outcome.cause))
-    names = request_names(claim)
+    names = outcome.names
     devices: list[list[AllocatedDevice]] = [[] for _ in names]
     for node, masks in outcome.choice:
         for i, mask in enumerate(masks):
@@ -228,15 +230,16 @@ def _prove_released(state: State, command: c.ProveReleased, now: float) -> Decis
             during="release",
             hint="hal release",
         )
-    spoken_of = {*command.freed, *command.fenced}
-    if spoken_of != {device.id for device in lease.devices} or len(spoken_of) < len(command.freed) + len(
-        command.fenced
-    ):
+    freed = command.freed
+    if freed is None:
+        freed = tuple([device.id for device in lease.devices if device.id not in command.fenced])
+    spoken_of = {*freed, *command.fenced}
+    if len(spoken_of) != len(freed) + len(command.fenced) or spoken_of != {device.id for device in lease.devices}:
         raise ClaimError("the proof does not speak of each device of the lease once", device=lease.id, during="release")
     record = r.LeaseEnded(
         at=now,
         lease=lease.id,
-        freed=command.freed,
+        freed=freed,
         fenced=command.fenced,
         proof=command.proof,
         returned=command.returned,

@@ -12,71 +12,71 @@ from hal.model.event import Event, EventType
 from hal.model.lease import Lease
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
     """Base of all records. ``at`` is the broker's steady time, in seconds since the Unix epoch."""
 
     at: float
 
 
-class JournalBegun(Record, frozen=True, tag="journal-begun"):
+class JournalBegun(Record, frozen=True, gc=False, tag="journal-begun"):
     """The first record. ``fence`` is where fences start: above all that an earlier, lost journal can have given."""
 
     fence: int
 
 
-class BootSeen(Record, frozen=True, tag="boot-seen"):
+class BootSeen(Record, frozen=True, gc=False, tag="boot-seen"):
     """The machine runs under this boot id; steady time is CLOCK_BOOTTIME plus ``clock_offset_seconds``."""
 
     boot_id: str
     clock_offset_seconds: float = 0.0
 
 
-class DeviceSeen(Record, frozen=True, tag="device-seen"):
+class DeviceSeen(Record, frozen=True, gc=False, tag="device-seen"):
     """A device as it is now; replaces what was known of it."""
 
     device: Device
 
 
-class DeviceForgotten(Record, frozen=True, tag="device-forgotten"):
+class DeviceForgotten(Record, frozen=True, gc=False, tag="device-forgotten"):
     """A device is no longer there, and nobody held it."""
 
     device: str
 
 
-class LeaseGranted(Record, frozen=True, tag="lease-granted"):
+class LeaseGranted(Record, frozen=True, gc=False, tag="lease-granted"):
     """The commit point of a claim."""
 
     claim: Claim
     lease: Lease
 
 
-class LeasePrepared(Record, frozen=True, tag="lease-prepared"):
+class LeasePrepared(Record, frozen=True, gc=False, tag="lease-prepared"):
     """The agent has prepared every device."""
 
     lease: str
 
 
-class LeaseRenewed(Record, frozen=True, tag="lease-renewed"):
+class LeaseRenewed(Record, frozen=True, gc=False, tag="lease-renewed"):
     """The holder lives."""
 
     lease: str
     expires_at: float
 
 
-class LeaseSuspected(Record, frozen=True, tag="lease-suspected"):
+class LeaseSuspected(Record, frozen=True, gc=False, tag="lease-suspected"):
     """It expired. Its devices stay held until there is proof."""
 
     lease: str
 
 
-class LeaseReleasing(Record, frozen=True, tag="lease-releasing"):
+class LeaseReleasing(Record, frozen=True, gc=False, tag="lease-releasing"):
     """Its end has been decided; the agent takes the devices back."""
 
     lease: str
     why: str
 
 
-class LeaseEnded(Record, frozen=True, tag="lease-ended"):
+class LeaseEnded(Record, frozen=True, gc=False, tag="lease-ended"):
     """It is over. ``freed`` devices are proven to be let go, ``fenced`` ones are not (id -> why) and stay closed.
 
     ``returned`` means that the claim was never acknowledged: its id is as if it had never been used.
@@ -89,7 +89,7 @@ class LeaseEnded(Record, frozen=True, tag="lease-ended"):
     returned: bool = False
 
 
-class DeviceFreed(Record, frozen=True, tag="device-freed"):
+class DeviceFreed(Record, frozen=True, gc=False, tag="device-freed"):
     """A fenced device is proven to be let go."""
 
     device: str

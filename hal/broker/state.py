@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -145,16 +145,20 @@ class State:
 
     def _lease_ended(self, record: r.LeaseEnded) -> None:
         lease = self.leases.pop(record.lease)
-        free: list[AllocatedDevice] = []
-        for device in lease.devices:
-            why = record.fenced.get(device.id)
-            if why is None:
-                del self.holders[device.id]
-                free.append(device)
-            else:
-                self.fenced[device.id] = Fenced(
-                    lease=lease.id, fence=lease.fence, tenant=lease.tenant, device=device, why=why
-                )
+        free: Sequence[AllocatedDevice] = lease.devices
+        if record.fenced:
+            free = [device for device in lease.devices if device.id not in record.fenced]
+            for device in lease.devices:
+                if device.id in record.fenced:
+                    self.fenced[device.id] = Fenced(
+                        lease=lease.id,
+                        fence=lease.fence,
+                        tenant=lease.tenant,
+                        device=device,
+                        why=record.fenced[device.id],
+                    )
+        for device in free:
+            del self.holders[device.id]
         self._hold(free, False)
         if record.returned:
             del self.claims[lease.id]
@@ -185,13 +189,15 @@ class State:
     def _hold(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
         if self._dirty:
             self.settle()
-        masks: dict[str, int] = {}
+        by_name = self._by_name
+        touched: dict[str, int] = {}
         for device in devices:
-            node = self._by_name.get(device.node)
-            if node is not None and device.id in node.place:
-                masks[device.node] = masks.get(device.node, 0) | 1 << node.place[device.id]
-        for name, mask in masks.items():
-            node = self._by_name[name]
+            node = by_name.get(device.node)
+            position = node.place.get(device.id) if node is not None else None
+            if position is not None:
+                touched[device.node] = touched.get(device.node, 0) | 1 << position
+        for name, mask in touched.items():
+            node = by_name[name]
             node.hold(mask, yes)
             self.touched.append(node.index)
         if len(self.touched) > 4096 + 4 * len(self.nodes):

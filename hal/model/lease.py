@@ -19,7 +19,7 @@ class LeaseState(StrEnum):
     ENDED = "ended"
 
 
-class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One device of an allocation, with what a holder needs to open it without asking anybody."""
 
     id: str
@@ -31,7 +31,7 @@ class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     aliases: tuple[str, ...] = ()
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An allocation held by a tenant until ``expires_at`` (seconds since the Unix epoch, broker's steady clock).
 
     ``fence`` grows with every grant; a driver refuses a holder whose fence is lower than the highest it has seen.
