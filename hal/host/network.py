@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hal.host.numa import Place
 from hal.host.pci import Function, address_on
-from hal.host.scan import Scan, malformed
+from hal.host.scan import Scan, malformed, one_line
 from hal.host.tree import Missing, Tree
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Location
@@ -73,17 +73,17 @@ def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address:
     tree = scan.tree
     function = scan.functions.get(address) if address is not None else None
     facts = scan.facts(function)
-    guid_text = tree.line(path + "/node_guid")
+    guid_text, firmware, board, model = tree.read_many(path, ("node_guid", "fw_ver", "board_id", "hca_type"))
     guid = _guid(guid_text)
     if guid is not None:
         facts["node_guid"] = Attribute(guid, "sysfs:node_guid")
     elif isinstance(guid_text, str):
-        facts["node_guid"] = malformed("sysfs:node_guid", f"{guid_text!r} is no GUID")
+        facts["node_guid"] = malformed("sysfs:node_guid", f"{guid_text[:40]!r} is no GUID")
     else:
         facts["node_guid"] = guid_text.attribute("sysfs:node_guid")
-    facts["firmware"] = tree.text(path, "fw_ver")
-    facts["board_id"] = tree.text(path, "board_id")
-    facts["model"] = tree.text(path, "hca_type")
+    facts["firmware"] = one_line(firmware, "sysfs:fw_ver")
+    facts["board_id"] = one_line(board, "sysfs:board_id")
+    facts["model"] = one_line(model, "sysfs:hca_type")
     ports = [port for port in tree.names(path + "/ports") if port.isdecimal()]
     ndevs: list[str] = []
     for place, port in enumerate(sorted(ports, key=int)):
@@ -141,16 +141,18 @@ def _guid(text: str | Missing) -> str | None:
 
 def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) -> list[str]:
     """Read one port; return the network interfaces that its GIDs belong to."""
-    state = tree.line(port + "/state")
+    state, layer, rate = tree.read_many(port, ("state", "link_layer", "rate"))
     if isinstance(state, str):
         word = state.partition(":")[2].strip().lower()
         facts[prefix + "port_state"] = (
-            Attribute(word, "sysfs:state") if word else malformed("sysfs:state", f"{state!r}")
+            Attribute(word, "sysfs:state")
+            if word and word.isprintable()
+            else malformed("sysfs:state", f"{state[:40]!r}")
         )
     else:
         facts[prefix + "port_state"] = state.attribute("sysfs:state")
-    facts[prefix + "link_layer"] = tree.text(port, "link_layer")
-    facts[prefix + "rate_gbps"] = _rate(tree.line(port + "/rate"))
+    facts[prefix + "link_layer"] = one_line(layer, "sysfs:link_layer")
+    facts[prefix + "rate_gbps"] = _rate(rate)
     gids: list[str] = []
     types: list[str] = []
     ndevs: list[str] = []
@@ -193,8 +195,8 @@ def _rate(text: str | Missing) -> Attribute:
     try:
         rate = float(text.partition(" ")[0])
     except ValueError:
-        return malformed("sysfs:rate", f"{text!r}")
-    return Attribute(rate, "sysfs:rate") if 0 <= rate < 1e9 else malformed("sysfs:rate", f"{text!r}")
+        return malformed("sysfs:rate", f"{text[:40]!r}")
+    return Attribute(rate, "sysfs:rate") if 0 <= rate < 1e9 else malformed("sysfs:rate", f"{text[:40]!r}")
 
 
 def card_of(scan: Scan, function: Function | None) -> str | None:

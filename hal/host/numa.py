@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from hal.host.tree import Missing, parse_number
 from hal.model.attributes import Absence, Attribute
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Placement:
                 self.cpulists[node] = listed.attribute("sysfs:cpulist")
         self._only = next(iter(self.cpus)) if len(self.cpus) == 1 else None
         self._bridges: dict[str, int | None] = {}
+        self._places: dict[tuple[int, str], Place] = {}
 
     def place(self, functions: Mapping[str, Function]) -> None:
         """Give every PCI function its node."""
@@ -87,7 +89,10 @@ class Placement:
                 function.place = (None, self._unknown(function.numa_why))
 
     def _settle(self, function: Function, node: int, source: str) -> None:
-        function.place = (node, Attribute(node, source))
+        place = self._places.get((node, source))
+        if place is None:
+            place = self._places[node, source] = (node, Attribute(node, source))
+        function.place = place
 
     def _direct(self, function: Function, functions: Mapping[str, Function]) -> tuple[int, str] | None:
         overrides = self._overrides
@@ -95,7 +100,8 @@ class Placement:
             for name in (function.address, *reversed(function.bridges)):
                 if name in overrides:
                     return overrides[name], "override"
-        own = self._believe(self._tree.number(function.path + "/numa_node"))
+        told = function.numa_told
+        own = self._believe(parse_number(told) if isinstance(told, str) else told)
         if isinstance(own, int):
             return own, "sysfs:numa_node"
         function.numa_why = own
@@ -116,7 +122,7 @@ class Placement:
             self._bridges[bridge] = own if isinstance(own, int) else None
         return self._bridges[bridge]
 
-    def _believe(self, number: object) -> int | Attribute:
+    def _believe(self, number: int | Missing) -> int | Attribute:
         """Return a node that can be true, or why it is not believed."""
         if isinstance(number, int):
             if number >= 0 and (not self.cpus or number in self.cpus):
@@ -124,8 +130,7 @@ class Placement:
             if number == -1:
                 return Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED, detail="the firmware says -1")
             return Attribute(source="sysfs:numa_node", absent=Absence.MALFORMED, detail=f"there is no node {number}")
-        missing: Attribute = number.attribute("sysfs:numa_node")  # type: ignore[attr-defined]
-        return missing
+        return number.attribute("sysfs:numa_node")
 
     def node_of_cpus(self, text: str) -> int | None:
         """Return the one node whose CPUs a list meets, or None if there is not exactly one."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+
 from hal.host.identity import VENDORS
 from hal.host.numa import Place
 from hal.host.pcie import express_role
-from hal.host.tree import Missing, Tree
+from hal.host.tree import NOT_THERE, Missing, Tree
 from hal.model.attributes import Absence, Attribute
 
 DEVICES = "bus/pci/devices"
@@ -13,13 +16,8 @@ _BRIDGE = "0604"
 _HEX = frozenset("0123456789abcdef")
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
-_NO_SPEED = Attribute(source="sysfs:current_link_speed", absent=Absence.NOT_REPORTED)
-_LINK_FILES = (
-    ("link_speed_gts", "current_link_speed", True),
-    ("link_width", "current_link_width", False),
-    ("link_max_speed_gts", "max_link_speed", True),
-    ("link_max_width", "max_link_width", False),
-)
+_FILES = ("uevent", "numa_node", "current_link_speed")
+_LINK_FILES = ("current_link_width", "max_link_speed", "max_link_width")
 
 
 class Function:
@@ -36,6 +34,7 @@ class Function:
         "class_code",
         "device",
         "driver",
+        "numa_told",
         "numa_why",
         "path",
         "place",
@@ -51,6 +50,7 @@ class Function:
         self.role = "endpoint"
         self.attributes: dict[str, Attribute] = {}
         self.place: Place = (None, _NOT_PLACED)
+        self.numa_told: str | Missing = NOT_THERE
         self.numa_why: Attribute | None = None
 
     @property
@@ -93,6 +93,7 @@ def address_on(path: str) -> str | None:
 def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     """Return all PCI functions by address, and the entries that are none."""
     functions: dict[str, Function] = {}
+    ancestries: dict[str, tuple[str, ...]] = {}
     strange: list[str] = []
     for name in tree.names(DEVICES):
         if not is_address(name):
@@ -103,7 +104,7 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
         if path is None:
             strange.append(name)
             continue
-        functions[name] = _read_function(tree, name, path)
+        functions[name] = _read_function(tree, name, path, ancestries)
     for function in sorted(functions.values(), key=lambda one: len(one.bridges)):
         if function.is_bridge:
             function.role = _role(tree, function, functions)
@@ -111,11 +112,15 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     return functions, strange
 
 
-def _read_function(tree: Tree, address: str, path: str) -> Function:
+def _read_function(tree: Tree, address: str, path: str, ancestries: dict[str, tuple[str, ...]]) -> Function:
     function = Function(address, path)
-    ancestry = pci_ancestry(path)
-    function.bridges = ancestry[:-1] if ancestry and ancestry[-1] == address else ()
-    uevent = tree.read(path + "/uevent")
+    above, _, last = path.rpartition("/")
+    if last == address:
+        bridges = ancestries.get(above)
+        if bridges is None:
+            bridges = ancestries[above] = pci_ancestry(above)
+        function.bridges = bridges
+    uevent, function.numa_told, speed = tree.read_many(path, _FILES)
     fields: dict[str, str] = {}
     if isinstance(uevent, str):
         for line in uevent.split("\n"):
@@ -123,9 +128,21 @@ def _read_function(tree: Tree, address: str, path: str) -> Function:
             fields[key] = value
     attributes = function.attributes
     vendor, _, device = fields.get("PCI_ID", "").lower().partition(":")
-    function.vendor = _identify(tree, path, "vendor", vendor, 4, attributes)
-    function.device = _identify(tree, path, "device", device, 4, attributes)
-    function.class_code = _identify(tree, path, "class", fields.get("PCI_CLASS", "").lower().zfill(6), 6, attributes)
+    code = fields.get("PCI_CLASS", "").lower().zfill(6)
+    if (
+        len(vendor) == 4 == len(device)
+        and len(code) == 6
+        and code != "000000"
+        and _HEX.issuperset(vendor + device + code)
+    ):
+        function.vendor, function.device, function.class_code = vendor, device, code
+        attributes["pci_vendor"] = Attribute(vendor, "sysfs:uevent")
+        attributes["pci_device"] = Attribute(device, "sysfs:uevent")
+        attributes["pci_class"] = Attribute(code, "sysfs:uevent")
+    else:
+        function.vendor = _identify(tree, path, "vendor", vendor, 4, attributes)
+        function.device = _identify(tree, path, "device", device, 4, attributes)
+        function.class_code = _identify(tree, path, "class", code, 6, attributes)
     named = VENDORS.get(function.vendor)
     if named is not None:
         attributes["vendor"] = Attribute(named, "pci-ids")
@@ -135,10 +152,16 @@ def _read_function(tree: Tree, address: str, path: str) -> Function:
         attributes["pci_driver"] = Attribute(driver, "sysfs:uevent")
     else:
         attributes["pci_driver"] = _NO_DRIVER
-    _read_link(tree, path, attributes)
-    group = tree.link(path + "/iommu_group")
-    if group is not None:
-        attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
+    if speed is not NOT_THERE:  # a function without a link has none of the four files
+        attributes["link_speed_gts"] = _speed(speed, "current_link_speed")
+        width, max_speed, max_width = tree.read_many(path, _LINK_FILES)
+        attributes["link_width"] = _width(width, "current_link_width")
+        attributes["link_max_speed_gts"] = _speed(max_speed, "max_link_speed")
+        attributes["link_max_width"] = _width(max_width, "max_link_width")
+    if not function.is_bridge:
+        group = tree.link(path + "/iommu_group")
+        if group is not None:
+            attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
     return function
 
 
@@ -158,43 +181,44 @@ def _identify(tree: Tree, path: str, name: str, told: str, digits: int, attribut
     return ""
 
 
-def _read_link(tree: Tree, path: str, attributes: dict[str, Attribute]) -> None:
-    """Read speed and width, now and at most; a function without a link costs one look."""
-    for name, file, is_speed in _LINK_FILES:
-        text = tree.read(f"{path}/{file}")
-        if isinstance(text, str):
-            attributes[name] = _speed(text, file) if is_speed else _width(text, file)
-        elif text.reason is Absence.NOT_REPORTED and file == "current_link_speed" and not text.detail:
-            return
-        else:
-            attributes[name] = text.attribute("sysfs:" + file)
+_KNOWN: dict[tuple[str, str], Attribute] = {}
+_MOST_KNOWN = 256
 
 
-_SPEEDS: dict[tuple[str, str], Attribute] = {}
+def _speed(text: str | Missing, file: str) -> Attribute:
+    if not isinstance(text, str):
+        return text.attribute("sysfs:" + file)
+    known = _KNOWN.get((text, file))
+    return known if known is not None else _remember(text, file, _parse_speed(text, "sysfs:" + file))
 
 
-def _speed(text: str, file: str) -> Attribute:
-    known = _SPEEDS.get((text, file))
-    if known is not None:
-        return known
-    source = "sysfs:" + file
+def _width(text: str | Missing, file: str) -> Attribute:
+    if not isinstance(text, str):
+        return text.attribute("sysfs:" + file)
+    known = _KNOWN.get((text, file))
+    return known if known is not None else _remember(text, file, _parse_width(text, "sysfs:" + file))
+
+
+def _remember(text: str, file: str, found: Attribute) -> Attribute:
+    if len(_KNOWN) < _MOST_KNOWN:
+        _KNOWN[text, file] = found
+    return found
+
+
+def _parse_speed(text: str, source: str) -> Attribute:
     number = text.partition(" ")[0]
     if number.lower() == "unknown":
         return Attribute(source=source, absent=Absence.NOT_REPORTED, detail="unknown")
     try:
         value = float(number)
     except ValueError:
-        return Attribute(source=source, absent=Absence.MALFORMED, detail="not a speed")
+        value = 0.0
     if not 0 < value < 1e6:
         return Attribute(source=source, absent=Absence.MALFORMED, detail="not a speed")
-    found = Attribute(value, source)
-    if len(_SPEEDS) < 64:
-        _SPEEDS[text, file] = found
-    return found
+    return Attribute(value, source)
 
 
-def _width(text: str, file: str) -> Attribute:
-    source = "sysfs:" + file
+def _parse_width(text: str, source: str) -> Attribute:
     if not text.isdecimal() or len(text) > 3:
         return Attribute(source=source, absent=Absence.MALFORMED, detail="not a width")
     lanes = int(text)
@@ -205,8 +229,15 @@ def _width(text: str, file: str) -> Attribute:
 
 def _role(tree: Tree, function: Function, functions: dict[str, Function]) -> str:
     """Say what a bridge is: from its PCI Express capability if that can be read, else from where it stands."""
-    config = tree.read_bytes(function.path + "/config", 256)
-    told = express_role(config) if isinstance(config, bytes) else None
+    told = None
+    config = tree.open(function.path + "/config")
+    if isinstance(config, int):
+        try:
+            told = express_role(partial(os.pread, config))
+        except OSError:  # a folder or a pipe in place of it
+            pass
+        finally:
+            os.close(config)
     if told:
         return told
     if told == "" and "link_max_width" not in function.attributes and "link_width" not in function.attributes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 _EXPRESS = 0x10
+_MOST_CAPABILITIES = 48
 _ROLES = {
     0: "endpoint",
     1: "endpoint",
@@ -16,27 +19,30 @@ _ROLES = {
 }
 
 
-def express_role(config: bytes) -> str | None:
-    """Return what a function is on PCI Express, or None if the bytes do not say.
+def express_role(read: Callable[[int, int], bytes]) -> str | None:
+    """Return what a function is on PCI Express, or None if it cannot be told.
 
-    ``config`` is the beginning of configuration space. An ordinary user may read 64 bytes of it, root all; the
-    capability lies behind the first 64 (PCI Express Base Specification, 7.5.3.2, Device/Port Type). The empty string
-    means that all capabilities are there to be read and that it is none of them: conventional PCI.
+    ``read(length, offset)`` gives bytes of configuration space, fewer than asked for where they may not be read: an
+    ordinary user sees the first 64, and the capability lies behind them (PCI Express Base Specification, 7.5.3.2,
+    Device/Port Type). Only what is needed is read, because the hardware is asked for every byte. The empty string means
+    that all capabilities were there to be read and that it is none of them: conventional PCI.
     """
-    if len(config) < 64:
+    status = read(2, 6)
+    if len(status) < 2:
         return None
-    if not config[6] & 0x10:
+    if not status[0] & 0x10:
         return ""
-    at = config[0x34] & 0xFC
+    pointer = read(1, 0x34)
     seen = 0
-    while at and seen < 48:
-        if at + 4 > len(config):
+    while pointer and pointer[0] & 0xFC and seen < _MOST_CAPABILITIES:
+        header = read(4, pointer[0] & 0xFC)
+        if len(header) < 4:
             return None
-        if config[at] == _EXPRESS:
-            return _ROLES.get(config[at + 2] >> 4)
-        at = config[at + 1] & 0xFC
+        if header[0] == _EXPRESS:
+            return _ROLES.get(header[2] >> 4)
+        pointer = header[1:2]
         seen += 1
-    return ""
+    return "" if pointer else None
 
 
 def vpd_field(data: bytes, wanted: str) -> str | None:

@@ -157,3 +157,10 @@ def word(found: str | Missing) -> str | None:
 def malformed(source: str, detail: str) -> Attribute:
     """Return an attribute whose text makes no sense."""
     return Attribute(source=source, absent=Absence.MALFORMED, detail=detail)
+
+
+def one_line(found: str | Missing, source: str) -> Attribute:
+    """Return the attribute that a text amounts to, if it is one printable line."""
+    if not isinstance(found, str):
+        return found.attribute(source)
+    return Attribute(found, source) if found.isprintable() else malformed(source, "control characters")

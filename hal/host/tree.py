@@ -16,6 +16,7 @@ from hal.model.attributes import Absence, Attribute
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOFOLLOW
 _PAGE_BYTES = 4096
+_BLANK = " \n\t\r\0"
 _LARGEST = (1 << 64) - 1
 _SMALLEST = -(1 << 63)
 _MOST_COMPONENTS = 64
@@ -38,6 +39,7 @@ class Missing(msgspec.Struct, frozen=True):
 NOT_THERE = Missing(Absence.NOT_REPORTED)
 EMPTY = Missing(Absence.NOT_REPORTED, "empty")
 OUT_OF_TIME = Missing(Absence.TIMEOUT, "the deadline had passed before it was read")
+_NOT_TEXT = Missing(Absence.MALFORMED, "not UTF-8")
 _OUTSIDE = Missing(Absence.MALFORMED, "a link leads out of the tree, or round in circles")
 _BY_ERRNO = {
     errno.ENOENT: NOT_THERE,
@@ -85,18 +87,9 @@ class Tree:
 
     def read_bytes(self, path: str, limit: int = _PAGE_BYTES) -> bytes | Missing:
         """Return the first bytes of a file, in one read, or why there are none."""
-        if not self.trusted:
-            parent, _, name = path.rpartition("/")
-            folder = self.resolve(parent)
-            if folder is None:
-                return _OUTSIDE
-            path = f"{folder}/{name}" if folder else name
-        try:
-            descriptor = os.open(path, _FLAGS, dir_fd=self._fd)
-        except OSError as error:
-            return self._why(error, path)
-        except ValueError:  # a NUL within the name
-            return NOT_THERE
+        descriptor = self.open(path)
+        if isinstance(descriptor, Missing):
+            return descriptor
         try:
             return os.read(descriptor, limit) or _why_empty(descriptor)
         except OSError as error:
@@ -104,15 +97,52 @@ class Tree:
         finally:
             os.close(descriptor)
 
+    def open(self, path: str) -> int | Missing:
+        """Open a file for reading here and there (``os.pread``); the caller closes the descriptor."""
+        if not self.trusted:
+            parent, _, name = path.rpartition("/")
+            folder = self.resolve(parent)
+            if folder is None:
+                return _OUTSIDE
+            path = f"{folder}/{name}" if folder else name
+        try:
+            return os.open(path, _FLAGS, dir_fd=self._fd)
+        except OSError as error:
+            return self._why(error, path)
+        except ValueError:  # a NUL within the name
+            return NOT_THERE
+
     def read(self, path: str, limit: int = _PAGE_BYTES) -> str | Missing:
         """Return the text of an attribute without the white space around it, or why there is none."""
         data = self.read_bytes(path, limit)
-        if isinstance(data, Missing):
-            return data
-        try:
-            return str(data, "utf-8").strip(" \n\t\r\0") or EMPTY
-        except UnicodeDecodeError:
-            return Missing(Absence.MALFORMED, "not UTF-8")
+        return data if isinstance(data, Missing) else decode(data)
+
+    def read_many(self, folder: str, names: tuple[str, ...]) -> list[str | Missing]:
+        """Return several attributes of one device, each like :meth:`read`; the quick way."""
+        if not self.trusted:
+            resolved = self.resolve(folder)
+            if resolved is None:
+                return [_OUTSIDE] * len(names)
+            folder = resolved
+        open_, read, close, top = os.open, os.read, os.close, self._fd
+        found: list[str | Missing] = []
+        for name in names:
+            path = f"{folder}/{name}"
+            try:
+                descriptor = open_(path, _FLAGS, dir_fd=top)
+            except OSError as error:
+                found.append(self._why(error, path))
+                continue
+            try:
+                data = read(descriptor, _PAGE_BYTES)
+                found.append(data.decode().strip(_BLANK) or EMPTY if data else _why_empty(descriptor))
+            except UnicodeDecodeError:
+                found.append(_NOT_TEXT)
+            except OSError as error:
+                found.append(self._why(error, path))
+            finally:
+                close(descriptor)
+        return found
 
     def line(self, path: str) -> str | Missing:
         """Return an attribute that is one printable line."""
@@ -204,6 +234,13 @@ class Tree:
         if parent is None:
             return None
         here = f"{parent}/{name}" if parent else name
+        if not self.trusted and parent[:4] not in ("bus/", "clas"):
+            # Elsewhere most are folders, and to read a link that is none costs more than to look first.
+            try:
+                if not stat.S_ISLNK(os.lstat(here, dir_fd=self._fd).st_mode):
+                    return here
+            except (OSError, ValueError):
+                return here
         target = self._readlink(here)
         if target is None or target.startswith(ABSENT_LINK):
             return here
@@ -228,6 +265,14 @@ class Tree:
         return _BY_ERRNO.get(error.errno or 0) or Missing(Absence.ERROR, os.strerror(error.errno or 0))
 
 
+def decode(data: bytes) -> str | Missing:
+    """Return the text of an attribute, or why it is none."""
+    try:
+        return data.decode().strip(_BLANK) or EMPTY
+    except UnicodeDecodeError:
+        return _NOT_TEXT
+
+
 def _why_empty(descriptor: int) -> Missing:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -249,17 +294,23 @@ def join(folder: str, target: str) -> str | None:
     if target.startswith("/"):
         if not target.startswith("/sys/"):
             return None
-        parts: list[str] = []
-        target = target[5:]
-    else:
-        parts = folder.split("/") if folder else []
-    for part in target.split("/"):
-        if part == "..":
-            if not parts:
-                return None
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
+        folder, target = "", target[5:]
+    parts = folder.split("/") if folder else []
+    while target.startswith("../"):
+        if not parts:
+            return None
+        parts.pop()
+        target = target[3:]
+    if ".." in target or "//" in target or "/." in target or target[:1] in (".", ""):
+        for part in target.split("/"):
+            if part == "..":
+                if not parts:
+                    return None
+                parts.pop()
+            elif part not in ("", "."):
+                parts.append(part)
+        return "/".join(parts)
+    parts.append(target)
     return "/".join(parts)
 
 
