@@ -93,7 +93,7 @@ def console_lines(boot: Boot, first: int, *, generation: str, image: str, serial
         left_at = boot.stages[index + 1][1] if index + 1 < len(boot.stages) else entered_at + 1.0
         said = texts[state]
         for position, text in enumerate(said):
-            at = round(entered_at + (left_at - entered_at) * position / len(said), 3)
+            at = entered_at + (left_at - entered_at) * position / len(said)
             since = at - boot.stages[0][1]
             lines.append(ConsoleLine(number=first + len(lines), at=at, text=f"[{since:9.3f}] {text}"))
     return tuple(lines)

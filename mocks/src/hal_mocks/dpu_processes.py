@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -59,22 +60,19 @@ def start_process(
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[:cores])
     limit = 0 if memory is None else max(1, memory // 1024)
-    shell = os.posix_spawn(
-        "/bin/sh",
-        ["sh", "-c", _SUPERVISOR, "sh", str(folder), str(limit), *command],
-        {**env, TOKEN: token},
-        setsid=True,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
+    # No descriptor but these: one that the starter happened to inherit would stay open as long as the service lives.
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", _SUPERVISOR, "sh", str(folder), str(limit), *command],
+        env={**env, TOKEN: token},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    _, status = os.waitpid(shell, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise ChildProcessError(f"/bin/sh ended with {os.waitstatus_to_exitcode(status)}")
+    if shell.wait() != 0:
+        raise ChildProcessError(f"/bin/sh ended with {shell.returncode}")
     pid = int((folder / "pid").read_text())
-    return Supervisor(pid=pid, started=start_time(pid), session=shell, token=token)
+    return Supervisor(pid=pid, started=start_time(pid), session=shell.pid, token=token)
 
 
 def start_time(pid: int) -> int:
