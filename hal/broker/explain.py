@@ -187,7 +187,8 @@ def _no_place(state: State, claim: Claim, cause: NoPlace) -> str:
 
 
 def _described(request: Request, name: str) -> str:
-    return f"{name} ({request.kind.value}{f' where {request.where}' if request.where else ''})"
+    kind = "" if name == request.kind.value else f" ({request.kind.value})"
+    return f"{name}{kind}{f' where {request.where}' if request.where else ''}"
 
 
 def _tally(state: State, request: Request) -> Counter[str]:

@@ -61,6 +61,13 @@ class Budget:
         self.left -= 1
 
 
+def _union(masks: Sequence[int]) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
+
+
 def lowest(mask: int, count: int) -> int:
     """Pick the lowest bits."""
     taken = 0
@@ -83,9 +90,7 @@ def match(masks: Sequence[int], counts: Sequence[int], pick: Order = lowest) -> 
         for _ in range(counts[i] - taken.bit_count()):
             found = _augment(i, masks, assigned, used, pick)
             if isinstance(found, tuple):
-                together = 0
-                for j in found:
-                    together |= masks[j]
+                together = _union([masks[j] for j in found])
                 return Shortfall(found, sum(counts[j] for j in found), together.bit_count())
             used |= found
     return assigned
@@ -122,15 +127,23 @@ def solve(
 ) -> Assignment | Shortfall | NoPlace:
     """Meet all requests under all constraints, or say what stands in the way.
 
+    A :class:`Shortfall` whose ``available`` is enough is the fault of shared fate.
+
     A constraint is ``(places, requests)``: all devices of those requests lie in one of the places (masks). Places are
     tried fullest first, so that one which fits exactly is used up before an emptier one is broken into. ``fate[p]`` is
     the set of devices that cannot be given away together with device ``p``, itself included (empty: none). Raises
     :class:`OutOfBudget`; with one constraint and no shared fate the work is polynomial and the budget is not reached.
     """
     budget = budget or Budget()
-    found = _fate(list(masks), counts, fate, pick, budget)
-    if not constraints or isinstance(found, Shortfall):
-        return found if isinstance(found, Shortfall) else Assignment(tuple(found))
+    found = match(masks, counts, pick)
+    if isinstance(found, Shortfall):
+        return found
+    if fate:
+        found = _fate(list(masks), counts, fate, pick, budget)
+        if isinstance(found, Shortfall):
+            return Shortfall(tuple(range(len(masks))), sum(counts), _union(masks).bit_count())
+    if not constraints:
+        return Assignment(tuple(found))
     inner = _place(list(masks), counts, constraints, 0, (), fate, pick, budget)
     return inner if isinstance(inner, Assignment) else NoPlace(inner, len(constraints[inner][0]))
 
@@ -148,9 +161,7 @@ def _place(
     """Choose a place for each constraint from ``level`` on; return the deepest constraint that could not be met."""
     places, requests = constraints[level]
     wanted = sum(counts[i] for i in requests)
-    union = 0
-    for i in requests:
-        union |= masks[i]
+    union = _union([masks[i] for i in requests])
     fitting = [place for place in places if (place & union).bit_count() >= wanted]
     fitting.sort(key=lambda place: (place & union).bit_count())
     deepest = level
@@ -182,10 +193,7 @@ def _fate(
     found = match(masks, counts, pick)
     if not fate or isinstance(found, Shortfall):
         return found
-    used = 0
-    for mask in found:
-        used |= mask
-    rest = used
+    rest = used = _union(found)
     while rest:
         bit = rest & -rest
         rest ^= bit
