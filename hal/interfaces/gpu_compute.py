@@ -206,7 +206,11 @@ class Compute(Protocol):
 
     @property
     def kernel_languages(self) -> tuple[str, ...]:
-        """What :meth:`load_kernel` takes: ``cuda-c`` (source text), ``python`` (a callable)."""
+        """What :meth:`load_kernel` takes: ``cuda-c`` (source text), ``python`` (a function of a mock).
+
+        A function is called as ``function(block, *args)`` once for each block and does the work of all its threads:
+        ``block.global_index(axis)`` are their places in the grid, as an array.
+        """
         ...
 
     def stream(self, *, deadline: Deadline | None = None) -> Stream:
