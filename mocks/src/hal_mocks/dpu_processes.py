@@ -1,7 +1,7 @@
 """Real processes that stand for services: started so that they outlive their starter, found again, and ended.
 
-Each carries a token in its environment, and so do all its children: the token tells them from processes that got
-their numbers later, whoever looks, and finds those that left their process group.
+Above each stands a supervisor (:mod:`hal_mocks.dpu_supervisor`), to which all its descendants fall. Should somebody
+kill the supervisor, a token in the environment tells its orphans from processes that got their numbers later.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,27 +20,14 @@ from hal.interfaces.deadline import Deadline
 
 TOKEN = "HAL_DPU_SERVICE"
 
-# The outer shell leaves at once, so that init inherits the service and nobody has to wait for it. The inner one stays
-# to write down how the command ended; its handler keeps it alive for that, while the command sees SIGTERM as usual.
-_SUPERVISOR = """
-cd "$1" || exit 1
-limit=$2
-shift 2
-{
-  trap : TERM INT HUP
-  ( [ "$limit" = 0 ] || ulimit -v "$limit"; exec "$@" )
-  echo $? >exit.new && mv exit.new exit
-} >log 2>&1 &
-echo $! >pid.new && mv pid.new pid
-"""
+_SUPERVISOR = Path(__file__).with_name("dpu_supervisor.py")
 
 
 class Supervisor(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a service runs: its supervisor's pid and start time, its session, the token of all its processes."""
+    """Where a service runs: its supervisor's pid and start time, and the token of all its processes."""
 
     pid: int
     started: int
-    session: int
     token: str
 
     @property
@@ -53,26 +41,22 @@ def start_process(
 ) -> Supervisor:
     """Start a command in a session of its own.
 
-    ``folder`` receives ``log``, ``pid`` and, at the end, ``exit``. The memory limit is RLIMIT_AS. The core limit is
-    the affinity that the calling thread leaves behind: call from a thread that ends afterwards. Raises ``OSError``.
+    ``folder`` receives ``log``, ``pid`` and, at the end, ``exit``. The memory limit is RLIMIT_AS, the core limit an
+    affinity. Raises ``OSError``, and ``ValueError`` for arguments that no process can have.
     """
-    if cores is not None:
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, allowed[:cores])
-    limit = 0 if memory is None else max(1, memory // 1024)
-    # No descriptor but these: one that the starter happened to inherit would stay open as long as the service lives.
-    shell = subprocess.Popen(
-        ["/bin/sh", "-c", _SUPERVISOR, "sh", str(folder), str(limit), *command],
+    # No descriptor is inherited: one that the starter happened to have would stay open as long as the service lives.
+    starter = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(memory or 0), str(cores or 0), *command],
         env={**env, TOKEN: token},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    if shell.wait() != 0:
-        raise ChildProcessError(f"/bin/sh ended with {shell.returncode}")
+    if starter.wait() != 0:
+        raise ChildProcessError(f"its supervisor ended with {starter.returncode}")
     pid = int((folder / "pid").read_text())
-    return Supervisor(pid=pid, started=start_time(pid), session=shell.pid, token=token)
+    return Supervisor(pid=pid, started=start_time(pid), token=token)
 
 
 def start_time(pid: int) -> int:
@@ -93,31 +77,31 @@ def _stat(pid: int) -> list[str]:
 def exit_code(folder: Path) -> int | None:
     """Return how the command ended, a signal as a negative number, or None if nobody saw it."""
     try:
-        code = int((folder / "exit").read_text())
+        return int((folder / "exit").read_text())
     except (OSError, ValueError):
         return None
-    return 128 - code if code > 128 else code
 
 
 def members(supervisor: Supervisor) -> tuple[int, ...]:
-    """Return all living processes of a service: those that carry its token, and while its supervisor lives, which
-    keeps the session's number from being used again, those in its session.
-    """
+    """Return all living processes of a service: the supervisor, its descendants, and who else carries the token."""
     wanted = f"{TOKEN}={supervisor.token}".encode()
-    session = str(supervisor.session) if supervisor.alive else None
-    found: list[int] = []
+    parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        fields = _stat(int(entry))
-        if fields and (fields[3] == session or wanted in _environment(entry)):
-            found.append(int(entry))
-    return tuple(found)
+        fields = _stat(int(entry)) if entry.isdigit() else []
+        if fields:
+            parents[int(entry)] = int(fields[1])
+    found = {supervisor.pid} if supervisor.alive else set()
+    grown = True
+    while found and grown:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= more
+        grown = bool(more)
+    return tuple(found | {pid for pid in parents if pid not in found and wanted in _environment(pid)})
 
 
-def _environment(entry: str) -> list[bytes]:
+def _environment(pid: int) -> list[bytes]:
     try:
-        return Path("/proc", entry, "environ").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # gone meanwhile, or somebody else's
         return []
 
@@ -129,9 +113,8 @@ def end_processes(device: str, supervisor: Supervisor, grace_seconds: float, dea
     """
     if grace_seconds > 0:
         grace = Deadline.after(min(grace_seconds, deadline.remaining_seconds))
-        _signal_and_wait(supervisor, signal.SIGTERM, grace, spare=0)
-    # The supervisor is spared at first, so that it can write down how the command ended. Killing goes on until nobody
-    # is left: one that was forking while being killed has children.
+        _signal_and_wait(supervisor, signal.SIGTERM, grace, spare=supervisor.pid)
+    # The supervisor is spared at first: it writes down how the command ended, and reaps what others leave behind.
     spare = supervisor.pid
     while members(supervisor):
         _signal_and_wait(supervisor, signal.SIGKILL, Deadline.after(min(1.0, deadline.remaining_seconds)), spare)

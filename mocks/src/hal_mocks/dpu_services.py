@@ -63,7 +63,7 @@ class ServiceTable:
                 raise self._invalid(f"port {port}", "ports are 1 to 65535")
 
     def deploy(self, spec: ServiceSpec, fence: int, now: float) -> Service:
-        """Start a service; call from a thread of its own (the core limit stays with the thread)."""
+        """Start a service within its limits."""
         self.check(spec)
         with self._locked():
             records = self._load()
@@ -87,8 +87,9 @@ class ServiceTable:
     def stop(self, name: str, grace_seconds: float, deadline: Deadline) -> Service:
         """End one service; other services can be started and stopped meanwhile."""
         record = self._find(name, "stop")
-        if record.supervisor.alive:
-            end_processes(self._card.id, record.supervisor, grace_seconds, deadline)
+        running = record.supervisor.alive
+        end_processes(self._card.id, record.supervisor, grace_seconds, deadline)
+        if running:
             with self._locked():
                 self._save(
                     tuple(
