@@ -16,6 +16,7 @@ _HEX = frozenset("0123456789abcdef")
 _ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
 _HOLES = 4
 _MOST_GIDS = 256
+_MOST_PORTS = 16
 _VIRTUAL = ("devices/virtual/", "devices/vif")
 
 
@@ -84,13 +85,12 @@ def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address:
     facts["firmware"] = one_line(firmware, "sysfs:fw_ver")
     facts["board_id"] = one_line(board, "sysfs:board_id")
     facts["model"] = one_line(model, "sysfs:hca_type")
-    ports = [port for port in tree.names(path + "/ports") if port.isdecimal()]
-    ndevs: list[str] = []
-    for place, port in enumerate(sorted(ports, key=int)):
-        ndevs += _read_port(tree, f"{path}/ports/{port}", "" if place == 0 else f"port{port}_", facts)
-    facts["ports"] = (
-        Attribute(len(ports), "sysfs:ports") if ports else Attribute(source="sysfs:ports", absent=Absence.NOT_REPORTED)
-    )
+    ndevs = _read_port(tree, path + "/ports/1", "", facts)
+    count = 1
+    while count < _MOST_PORTS and tree.exists(f"{path}/ports/{count + 1}"):
+        count += 1
+        ndevs += _read_port(tree, f"{path}/ports/{count}", f"port{count}_", facts)
+    facts["ports"] = Attribute(count, "sysfs:ports")
     interface = by_address.get(address) if address is not None else None
     netdev = interface.name if interface is not None else (ndevs[0] if ndevs else None)
     aliases = [*scan.take(address), "rdma:" + name]

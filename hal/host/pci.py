@@ -7,7 +7,7 @@ from functools import partial
 
 from hal.host.identity import VENDORS
 from hal.host.numa import Place
-from hal.host.pcie import express_role
+from hal.host.pcie import CONVENTIONAL, Express, read_express
 from hal.host.tree import NOT_THERE, Missing, Tree
 from hal.model.attributes import Absence, Attribute
 
@@ -16,7 +16,7 @@ _BRIDGE = "0604"
 _HEX = frozenset("0123456789abcdef")
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
-_FILES = ("uevent", "numa_node", "current_link_speed")
+_FILES = ("uevent", "numa_node")
 _LINK_FILES = ("current_link_width", "max_link_speed", "max_link_width")
 
 
@@ -107,8 +107,13 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
         functions[name] = _read_function(tree, name, path, ancestries)
     for function in sorted(functions.values(), key=lambda one: len(one.bridges)):
         if function.is_bridge:
-            function.role = _role(tree, function, functions)
-            function.attributes["pci_role"] = Attribute(function.role, "sysfs:config")
+            express = _ask_config(tree, function)
+            if express is not None and express.max_width and express.width:
+                _take_link(function.attributes, express)
+            else:
+                _read_link(tree, function)
+            function.role, source = _role(express, function, functions)
+            function.attributes["pci_role"] = Attribute(function.role, source)
     return functions, strange
 
 
@@ -120,7 +125,7 @@ def _read_function(tree: Tree, address: str, path: str, ancestries: dict[str, tu
         if bridges is None:
             bridges = ancestries[above] = pci_ancestry(above)
         function.bridges = bridges
-    uevent, function.numa_told, speed = tree.read_many(path, _FILES)
+    uevent, function.numa_told = tree.read_many(path, _FILES)
     fields: dict[str, str] = {}
     if isinstance(uevent, str):
         for line in uevent.split("\n"):
@@ -152,13 +157,8 @@ def _read_function(tree: Tree, address: str, path: str, ancestries: dict[str, tu
         attributes["pci_driver"] = Attribute(driver, "sysfs:uevent")
     else:
         attributes["pci_driver"] = _NO_DRIVER
-    if speed is not NOT_THERE:  # a function without a link has none of the four files
-        attributes["link_speed_gts"] = _speed(speed, "current_link_speed")
-        width, max_speed, max_width = tree.read_many(path, _LINK_FILES)
-        attributes["link_width"] = _width(width, "current_link_width")
-        attributes["link_max_speed_gts"] = _speed(max_speed, "max_link_speed")
-        attributes["link_max_width"] = _width(max_width, "max_link_width")
     if not function.is_bridge:
+        _read_link(tree, function)
         group = tree.link(path + "/iommu_group")
         if group is not None:
             attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
@@ -227,22 +227,45 @@ def _parse_width(text: str, source: str) -> Attribute:
     return Attribute(lanes, source)
 
 
-def _role(tree: Tree, function: Function, functions: dict[str, Function]) -> str:
-    """Say what a bridge is: from its PCI Express capability if that can be read, else from where it stands."""
-    told = None
+def _read_link(tree: Tree, function: Function) -> None:
+    """Read speed and width, now and at most; a function without a link has none of the four files."""
+    speed = tree.read(function.path + "/current_link_speed")
+    if speed is NOT_THERE:
+        return
+    attributes = function.attributes
+    attributes["link_speed_gts"] = _speed(speed, "current_link_speed")
+    width, max_speed, max_width = tree.read_many(function.path, _LINK_FILES)
+    attributes["link_width"] = _width(width, "current_link_width")
+    attributes["link_max_speed_gts"] = _speed(max_speed, "max_link_speed")
+    attributes["link_max_width"] = _width(max_width, "max_link_width")
+
+
+def _take_link(attributes: dict[str, Attribute], express: Express) -> None:
+    attributes["link_speed_gts"] = Attribute(express.speed_gts, "sysfs:config")
+    attributes["link_width"] = Attribute(express.width, "sysfs:config")
+    attributes["link_max_speed_gts"] = Attribute(express.max_speed_gts, "sysfs:config")
+    attributes["link_max_width"] = Attribute(express.max_width, "sysfs:config")
+
+
+def _ask_config(tree: Tree, function: Function) -> Express | None:
     config = tree.open(function.path + "/config")
-    if isinstance(config, int):
-        try:
-            told = express_role(partial(os.pread, config))
-        except OSError:  # a folder or a pipe in place of it
-            pass
-        finally:
-            os.close(config)
-    if told:
-        return told
-    if told == "" and "link_max_width" not in function.attributes and "link_width" not in function.attributes:
-        return "pci-bridge"
+    if not isinstance(config, int):
+        return None
+    try:
+        return read_express(partial(os.pread, config))
+    except OSError:  # a folder or a pipe in place of it
+        return None
+    finally:
+        os.close(config)
+
+
+def _role(express: Express | None, function: Function, functions: dict[str, Function]) -> tuple[str, str]:
+    """Say what a bridge is: from its PCI Express capability if that can be read, else from where it stands."""
+    if express is not None and express.role:
+        return express.role, "sysfs:config"
+    if express is CONVENTIONAL and "link_speed_gts" not in function.attributes:
+        return "pci-bridge", "sysfs:config"
     parent = functions.get(function.bridges[-1]) if function.bridges else None
     if parent is None or not parent.is_bridge:
-        return "root-port"
-    return "switch-downstream" if parent.role == "switch-upstream" else "switch-upstream"
+        return "root-port", "position"
+    return ("switch-downstream" if parent.role == "switch-upstream" else "switch-upstream"), "position"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 _EXPRESS = 0x10
 _MOST_CAPABILITIES = 48
+_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 _ROLES = {
     0: "endpoint",
     1: "endpoint",
@@ -19,30 +21,60 @@ _ROLES = {
 }
 
 
-def express_role(read: Callable[[int, int], bytes]) -> str | None:
+class Express(NamedTuple):
+    """What the PCI Express capability says: the role, and the link's speed (GT/s) and width (lanes), 0 if unknown."""
+
+    role: str
+    speed_gts: float = 0.0
+    width: int = 0
+    max_speed_gts: float = 0.0
+    max_width: int = 0
+
+
+CONVENTIONAL = Express("")
+"""All capabilities were there to be read and none is PCI Express."""
+
+
+def read_express(read: Callable[[int, int], bytes]) -> Express | None:
     """Return what a function is on PCI Express, or None if it cannot be told.
 
     ``read(length, offset)`` gives bytes of configuration space, fewer than asked for where they may not be read: an
-    ordinary user sees the first 64, and the capability lies behind them (PCI Express Base Specification, 7.5.3.2,
-    Device/Port Type). Only what is needed is read, because the hardware is asked for every byte. The empty string means
-    that all capabilities were there to be read and that it is none of them: conventional PCI.
+    ordinary user sees the first 64, and the capability lies behind them (PCI Express Base Specification, 7.5.3: Device/
+    Port Type, Link Capabilities, Link Status). Only what is needed is read: the hardware is asked for every word.
     """
     status = read(2, 6)
     if len(status) < 2:
         return None
     if not status[0] & 0x10:
-        return ""
+        return CONVENTIONAL
     pointer = read(1, 0x34)
     seen = 0
     while pointer and pointer[0] & 0xFC and seen < _MOST_CAPABILITIES:
-        header = read(4, pointer[0] & 0xFC)
+        at = pointer[0] & 0xFC
+        header = read(4, at)
         if len(header) < 4:
             return None
         if header[0] == _EXPRESS:
-            return _ROLES.get(header[2] >> 4)
+            return _express(header, read(4, at + 0x0C), read(2, at + 0x12))
         pointer = header[1:2]
         seen += 1
-    return "" if pointer else None
+    return CONVENTIONAL if pointer else None
+
+
+def _express(header: bytes, capabilities: bytes, status: bytes) -> Express | None:
+    role = _ROLES.get(header[2] >> 4)
+    if role is None:
+        return None
+    if len(capabilities) < 4 or len(status) < 2:
+        return Express(role)
+    most, now = int.from_bytes(capabilities, "little"), int.from_bytes(status, "little")
+    return Express(
+        role,
+        _SPEEDS.get(now & 0xF, 0.0),
+        now >> 4 & 0x3F,
+        _SPEEDS.get(most & 0xF, 0.0),
+        most >> 4 & 0x3F,
+    )
 
 
 def vpd_field(data: bytes, wanted: str) -> str | None:

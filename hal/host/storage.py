@@ -71,6 +71,9 @@ def _add_nvme(scan: Scan, name: str, path: str) -> None:
 
 def _first_namespace(tree: Tree, name: str, path: str) -> tuple[str, Attribute]:
     """Return the block device of the first namespace (``nvme0n1``; ``nvme0c0n1`` is a path to it) and its size."""
+    size = size_of_block(tree, f"{path}/{name}n1")
+    if size.known:
+        return name + "n1", size
     for entry in tree.names(path):
         if not entry.startswith(name):
             continue

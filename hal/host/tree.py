@@ -234,20 +234,26 @@ class Tree:
         if parent is None:
             return None
         here = f"{parent}/{name}" if parent else name
-        if not self.trusted and parent[:4] not in ("bus/", "clas"):
-            # Elsewhere most are folders, and to read a link that is none costs more than to look first.
-            try:
-                if not stat.S_ISLNK(os.lstat(here, dir_fd=self._fd).st_mode):
-                    return here
-            except (OSError, ValueError):
-                return here
+        # Outside bus and class most are folders, and to read a link that is none costs more than to look first.
+        if not self.trusted and parent[:4] not in ("bus/", "clas") and not self._is_link(here):
+            return here
         target = self._readlink(here)
         if target is None or target.startswith(ABSENT_LINK):
             return here
         joined = join(parent, target)
         if joined is None or self.trusted:
             return joined
+        above = joined.rpartition("/")[0]
+        if self._canonical.get(above) == above and joined not in self._canonical and not self._is_link(joined):
+            self._canonical[joined] = joined  # the usual case: a folder beside one that was looked at before
+            return joined
         return self.resolve(joined)
+
+    def _is_link(self, path: str) -> bool:
+        try:
+            return stat.S_ISLNK(os.lstat(path, dir_fd=self._fd).st_mode)
+        except (OSError, ValueError):
+            return False
 
     def _readlink(self, path: str) -> str | None:
         try:

@@ -21,6 +21,7 @@ from pathlib import Path
 Text = str | int | bytes
 
 _PORT_TYPES = {"endpoint": 0, "root-port": 4, "switch-upstream": 5, "switch-downstream": 6, "pci-bridge": 7}
+_LINK_SPEEDS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 
 
 class FakeTree:
@@ -156,6 +157,7 @@ class FakeTree:
         """
         above = self._pci.get(parent, f"devices/{parent}")
         path = self._pci[address] = f"{above}/{address}"
+        link = (speed_gts, width, max_speed_gts or speed_gts, max_width or width) if speed_gts else None
         attributes: dict[str, Text] = {
             "vendor": f"0x{vendor}",
             "device": f"0x{device}",
@@ -163,7 +165,7 @@ class FakeTree:
             "subsystem_vendor": f"0x{subsystem_vendor}",
             "subsystem_device": f"0x{subsystem_device}",
             "revision": "0x00",
-            "config": pci_config(vendor, device, class_code, role, express=speed_gts > 0),
+            "config": pci_config(vendor, device, class_code, role, link=link),
         }
         if numa_node is not None:
             attributes["numa_node"] = numa_node
@@ -394,18 +396,32 @@ class FakeTree:
         return self.device(f"devices/platform/dpu_region_mem.0/dpu_rank/{name}", "class/dpu_rank", attributes)
 
 
-def pci_config(vendor: str, device: str, class_code: str, role: str = "endpoint", *, express: bool = True) -> bytes:
-    """Return 256 bytes of configuration space, with a PCI Express capability that says the role."""
+def pci_config(
+    vendor: str,
+    device: str,
+    class_code: str,
+    role: str = "endpoint",
+    *,
+    link: tuple[float, int, float, int] | None = None,
+) -> bytes:
+    """Return 256 bytes of configuration space.
+
+    ``link`` is speed in GT/s and width now, and both at most; with it there is a PCI Express capability, which says
+    the role too (PCI Express Base Specification, 7.5.3).
+    """
     data = bytearray(256)
     data[0:2] = int(vendor, 16).to_bytes(2, "little")
     data[2:4] = int(device, 16).to_bytes(2, "little")
     data[9:12] = int(class_code, 16).to_bytes(3, "little")
     data[14] = 0 if role == "endpoint" else 1
-    if express:
+    if link is not None:
+        speed, width, max_speed, max_width = link
         data[6] = 0x10  # there is a list of capabilities
         data[0x34] = 0x40
         data[0x40] = 0x10  # PCI Express
         data[0x42] = 2 | _PORT_TYPES[role] << 4
+        data[0x4C:0x50] = (_LINK_SPEEDS.get(max_speed, 0) | max_width << 4).to_bytes(4, "little")
+        data[0x52:0x54] = (_LINK_SPEEDS.get(speed, 0) | width << 4).to_bytes(2, "little")
     return bytes(data)
 
 
