@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 from hal.cli.probe import say, say_lines
+from hal.cli.probe_bell import Bell
 from hal.cli.probe_diff import changes_between
 from hal.cli.probe_document import encode
 from hal.cli.probe_look import Look, look
@@ -31,14 +32,18 @@ def watch(options: Options) -> int:
     style = Style(options.color)
     seen = look(options)
     try:
-        with _bell(options) as bell:
+        with Bell(options.root is None) as bell:
             _say(_first(seen, bell), options, style)
             for problem in seen.survey.problems:
                 _say(_event("problem", f"{problem.source}: {problem.detail}"), options, style)
             while not end.expired:
                 lost = bell.wait(min(options.interval or _INTERVAL_SECONDS, end.remaining_seconds))
                 if lost:
-                    _say(_event("lost", f"{lost} bursts of events were lost; looking at everything again"), options, style)
+                    _say(
+                        _event("lost", f"{lost} bursts of events were lost; looking at everything again"),
+                        options,
+                        style,
+                    )
                 before, seen = seen, _again(seen, options)
                 for event in events(before, seen, options):
                     _say(event, options, style)
@@ -95,7 +100,7 @@ def _event(kind_of_event: str, detail: str) -> WatchEvent:
     return WatchEvent(at=time.time(), type=kind_of_event, detail=detail)
 
 
-def _first(seen: Look, bell: _Bell) -> WatchEvent:
+def _first(seen: Look, bell: Bell) -> WatchEvent:
     return _event("watching", f"{len(seen.devices)} devices; {bell.describe()}")
 
 

@@ -110,8 +110,25 @@ def _lanes(links: Iterable[Link]) -> int:
     return sum(link.lanes for link in links if link.type == "nvlink" and link.state == "up")
 
 
+def is_switched(link: Link) -> bool:
+    """True for an NVLink that ends in a switch: one such link a peer is listed, but all share the same lanes."""
+    return link.peer is None or "switch" in link.peer.lower() or "switch" in link.detail.lower()
+
+
 def _switched(device: Device) -> int:
-    return _lanes(link for link in device.links if link.peer is None or "switch" in link.peer.lower())
+    return max((_lanes([link]) for link in device.links if is_switched(link)), default=0)
+
+
+def nvlinks(device: Device) -> int:
+    """Return how many NVLinks of a device are up; those that end in a switch count once, not once a peer."""
+    return _lanes(link for link in device.links if not is_switched(link)) + _switched(device)
+
+
+def nvlink_bandwidth(device: Device) -> float:
+    """Return the bytes a second of all NVLinks of a device in one direction; 0 if they do not say."""
+    linked = [link for link in device.links if link.type == "nvlink"]
+    own = sum(link.bandwidth_bytes_per_second or 0.0 for link in linked if not is_switched(link))
+    return own + max((link.bandwidth_bytes_per_second or 0.0 for link in linked if is_switched(link)), default=0.0)
 
 
 def word(one: Device, other: Device) -> str:

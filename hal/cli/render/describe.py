@@ -8,6 +8,7 @@ from hal.cli.render.text import clean
 from hal.model.device import Device
 from hal.model.health import Health, Presence, Status
 from hal.model.kind import Kind
+from hal.topology.distance import nvlinks
 
 NOTHING = "-"
 HIDDEN_KINDS = frozenset({Kind.SWITCH, Kind.PCI})
@@ -117,7 +118,7 @@ def _unit(device: Device, name: str, unit: str) -> str:
 
 
 def _gpu(device: Device) -> list[str]:
-    lanes = sum(link.lanes for link in device.links if link.type == "nvlink" and link.state == "up")
+    lanes = nvlinks(device)
     capability = text_of(device, "compute_capability")
     mig = text_of(device, "mig_mode")
     return [
