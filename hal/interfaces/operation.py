@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+from _thread import allocate_lock
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hal.errors import DeadlineExceeded
 from hal.interfaces.deadline import Deadline
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 _PENDING: Any = object()
@@ -31,7 +33,7 @@ class Operation(Generic[T]):
         self._result: Any = _PENDING
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[], None]] | None = None
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()  # threading.Lock itself, without the import on the way of hal-probe
 
     @classmethod
     def completed(cls, value: T, device: str = "", step: str = "") -> Operation[T]:
@@ -50,6 +52,8 @@ class Operation(Generic[T]):
     @classmethod
     def spawn(cls, device: str, step: str, work: Callable[[Operation[T]], T]) -> Operation[T]:
         """Run ``work(operation)`` in a daemon thread and complete with what it returns or raises."""
+        import threading
+
         operation = cls(device, step)
 
         def run() -> None:
@@ -106,6 +110,8 @@ class Operation(Generic[T]):
     def wait(self, deadline: Deadline | None = None) -> T:
         """Block until done and return the result; the synchronous face."""
         if not self.done:
+            import threading
+
             finished = threading.Event()
             self.on_done(finished.set)
             if not finished.wait(None if deadline is None else deadline.timeout):
@@ -123,6 +129,8 @@ class Operation(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done:
+            import asyncio
+
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
 
