@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
-from hal.drivers.guard import Guard
 from hal.drivers.match import Match
-from hal.interfaces.common import Handle
-from hal.interfaces.deadline import Deadline
-from hal.interfaces.operation import Operation
 from hal.model.device import Device
-from hal.model.event import Event
 from hal.model.health import Condition
 from hal.model.kind import Kind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hal.drivers.guard import Guard
+    from hal.interfaces.common import Handle
+    from hal.interfaces.deadline import Deadline
+    from hal.interfaces.operation import Operation
+    from hal.model.event import Event
 
 
 class Cause(StrEnum):
@@ -79,6 +82,8 @@ class HostRoot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def path(self, *parts: str) -> Path:
         """Return a path on that machine (``path("sys", "class")``)."""
+        from pathlib import Path
+
         return Path(self.root or "/", *parts)
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hal.errors import LeaseEnded
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGE_BYTES = 16
 FOREVER_NS = (1 << 63) - 1
