@@ -6,6 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
+FLAP_SECONDS = 10.0
+"""The period of a flapping link that does not give its own."""
+
 
 class FaultType(StrEnum):
     """What can go wrong. The words are those of the kernel and the vendors where they have one."""
@@ -18,6 +21,7 @@ class FaultType(StrEnum):
     LINK_DEGRADED = "link-degraded"
     FLAP = "flap"
     BAD_BLOCK = "bad-block"
+    RUN_FAULT = "run-fault"
     READ_ONLY = "read-only"
     HANG = "hang"
     SLOW = "slow"
@@ -32,8 +36,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``device`` is the device's id. It holds from ``onset_at`` (machine's clock) for ``duration_seconds``, or until it
     is healed. ``code`` is an XID; ``seconds`` a delay (slow) or period (flap); ``offset`` and ``length`` a byte range
-    (bad block); ``generation`` and ``width`` what is left of a link; ``attribute`` and ``value`` what a lying device
-    says instead.
+    (bad block); ``dpu`` and ``tasklet`` where a program faults on an UPMEM rank (run fault); ``generation`` and
+    ``width`` what is left of a link; ``attribute`` and ``value`` what a lying device says instead.
     """
 
     id: int
@@ -45,6 +49,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float = 0.0
     offset: int = 0
     length: int = 0
+    dpu: int = 0
+    tasklet: int = 0
     generation: int = 0
     width: int = 0
     attribute: str = ""
@@ -54,10 +60,25 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """True while it holds."""
         return self.onset_at <= now and (self.duration_seconds is None or now < self.onset_at + self.duration_seconds)
 
+    def holds_down(self, now: float) -> bool:
+        """True while a fault that comes and goes is in its bad half: the first half of each period (``seconds``)."""
+        if not self.active(now):
+            return False
+        period = self.seconds or FLAP_SECONDS
+        return self.type is not FaultType.FLAP or (now - self.onset_at) % period < period / 2
+
     def next_change(self, now: float) -> float | None:
-        """Return when :meth:`active` changes next, or None if never."""
+        """Return when :meth:`active` or :meth:`holds_down` changes next, or None if never."""
         if now < self.onset_at:
             return self.onset_at
-        if self.duration_seconds is not None and now < self.onset_at + self.duration_seconds:
-            return self.onset_at + self.duration_seconds
-        return None
+        end = None if self.duration_seconds is None else self.onset_at + self.duration_seconds
+        if end is not None and now >= end:
+            return None
+        if self.type is FaultType.FLAP:
+            half = (self.seconds or FLAP_SECONDS) / 2
+            turns = (now - self.onset_at) // half + 1
+            turn = self.onset_at + turns * half
+            if turn <= now:  # rounding: the turn that has just been
+                turn = self.onset_at + (turns + 1) * half
+            return turn if end is None else min(turn, end)
+        return end

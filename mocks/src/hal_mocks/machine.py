@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from hal.errors import DeviceNotFound, ProfileError
-from hal_mocks.clock import Clock, RealClock
+from hal.errors import DeviceNotFound, ProfileError, UsageError
+from hal.model.kind import Kind
+from hal_mocks.clock import Clock, RealClock, SharedClock
+from hal_mocks.fault_rules import plan_fault
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Graph
 from hal_mocks.state import State
+
+if TYPE_CHECKING:
+    from hal_mocks.names import Named, Names
+
+CLOCK_WORD = 2
+_OPTIONS = ("state", "seed", "clock")
+_CLOCKS = ("real", "virtual")
 
 
 class Machine:
@@ -31,6 +41,45 @@ class Machine:
         self._until = 0.0
         self._active: dict[str, tuple[Fault, ...]] = {}
         self._scheduled = False
+        self._names: Names | None = None
+        self._key = ""
+
+    def resolve(self, name: str) -> str:
+        """Return the id of a device by id, short name or alias; in a rack by ``host/name`` where hosts share it.
+
+        The ids of MIG partitions, which come and go, pass as they are. Raises ``DeviceNotFound``, or ``UsageError``
+        if several devices have the name.
+        """
+        return self.named(name).id
+
+    def named(self, name: str) -> Named:
+        """Return all names of a device by one of them, as :meth:`resolve`."""
+        from hal_mocks.names import Named, Names
+
+        if self._names is None:
+            self._names = Names(self.graph)
+        found = self._names.find(name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{device.node}/{device.name}" for device in found[:4])
+            raise UsageError(f"{name!r} is the name of {len(found)} devices", hint=f"{several}, ...")
+        if name.startswith("MIG-"):
+            return Named(name, name, "", Kind.GPU)
+        import difflib
+
+        near = difflib.get_close_matches(name, self._names.by_name, n=1)
+        raise DeviceNotFound(
+            "no such device on this mock machine", device=name, hint=f"{near[0]}?" if near else "hal-probe list"
+        )
+
+    def graph_key(self) -> str:
+        """Return a hash of the graph: what is rendered from it holds as long as this is the same."""
+        if not self._key:
+            from hal_mocks.graph_cache import graph_key
+
+            self._key = graph_key(self.graph)
+        return self._key
 
     def faults_of(self, device_id: str) -> tuple[Fault, ...]:
         """Return the faults that hold on a device now."""
@@ -63,22 +112,31 @@ class Machine:
         duration_seconds: float | None = None,
         **details: object,
     ) -> Fault:
-        """Let something go wrong; returns the fault, whose id heals it. ``details`` are fields of :class:`Fault`."""
-        with self.state.locked():
-            faults = self.state.faults()
-            fault = msgspec.convert(
-                {
-                    "id": self._next_fault_id(faults),
-                    "device": device_id,
-                    "type": type,
-                    "onset_at": self.clock.now() + after_seconds,
-                    "duration_seconds": duration_seconds,
-                    **details,
-                },
-                Fault,
-            )
-            self.state.set_faults((*faults, fault))
+        """Let something go wrong; returns the fault, whose id heals it. ``details`` are fields of :class:`Fault`.
+
+        The device may be given by any of its names. Raises ``UsageError`` for a fault that cannot happen to it.
+        """
+        planned = plan_fault(self.named(device_id), type, after_seconds, duration_seconds, details)
+        (fault,) = self.schedule((planned,))
         return fault
+
+    def schedule(self, faults: Iterable[Fault]) -> tuple[Fault, ...]:
+        """Set many faults at once; their ``onset_at`` counts from now. Returns them as set."""
+        now = self.clock.now()
+        fresh: list[Fault] = []
+        with self.state.locked():
+            before = self.state.faults()
+            for fault in faults:
+                fault_id = self._next_fault_id((*before, *fresh))
+                fresh.append(msgspec.structs.replace(fault, id=fault_id, onset_at=now + fault.onset_at))
+            self.state.set_faults((*before, *fresh))
+        self._sync()
+        return tuple(fresh)
+
+    def _sync(self) -> None:
+        from hal_mocks.sysfs import sync
+
+        sync(self)
 
     def _next_fault_id(self, faults: tuple[Fault, ...]) -> int:
         # Never used twice, not even after healing: who has acted upon a fault knows it by its id.
@@ -87,7 +145,9 @@ class Machine:
         return control[1]
 
     def heal(self, device_id: str | None = None, type: FaultType | None = None, id: int | None = None) -> int:
-        """Take faults away (all that fit); returns how many."""
+        """Take faults away (all that fit); returns how many. The device may be given by any of its names."""
+        if device_id is not None:
+            device_id = self.resolve(device_id)
         with self.state.locked():
             faults = self.state.faults()
             left = tuple(
@@ -98,31 +158,58 @@ class Machine:
                 or (id is not None and fault.id != id)
             )
             self.state.set_faults(left)
+        self._sync()
         return len(faults) - len(left)
 
 
-def open_machine(environ: Mapping[str, str] | None = None, clock: Clock | None = None) -> Machine | None:
-    """Return the machine that ``HAL_MACHINE`` names, or None if it is not set.
+class Options(msgspec.Struct, frozen=True):
+    """What ``HAL_MACHINE`` says."""
 
-    The form is ``PROFILE[?state=FOLDER&seed=N]``; a profile is a name of ours or the path of a TOML file. Without
-    ``state`` all processes of the same user and profile share one folder under the runtime directory.
-    """
-    environ = os.environ if environ is None else environ
+    profile: str
+    folder: Path
+    seed: int
+    clock: str
+
+
+def machine_options(environ: Mapping[str, str]) -> Options | None:
+    """Return what ``HAL_MACHINE`` says, or None if it is not set. Raises ``ProfileError`` if it makes no sense."""
     text = environ.get("HAL_MACHINE", "")
     if not text:
         return None
     name, _, query = text.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = set(options) - {"state", "seed"}
-    if unknown:
-        raise ProfileError(
-            f"HAL_MACHINE={text}: unknown option {sorted(unknown)[0]!r}", hint="the options are state and seed"
-        )
-    from hal_mocks.profile import load_profile
-
-    graph = load_profile(name, seed=int(options.get("seed", "0") or 0))
+    for option in options:
+        if option not in _OPTIONS:
+            raise ProfileError(
+                f"HAL_MACHINE={text}: unknown option {option!r}", hint=f"the options are {', '.join(_OPTIONS)}"
+            )
+    seed, clock = options.get("seed") or "0", options.get("clock") or "real"
+    if not seed.removeprefix("-").isdecimal() or len(seed) > 18:
+        raise ProfileError(f"HAL_MACHINE={text}: seed {seed!r} is no whole number", hint="seed=1")
+    if clock not in _CLOCKS:
+        raise ProfileError(f"HAL_MACHINE={text}: unknown clock {clock!r}", hint="clock=real or clock=virtual")
     folder = Path(options["state"]) if options.get("state") else default_folder(name, environ)
-    return Machine(graph, folder, clock)
+    return Options(name, folder, int(seed), clock)
+
+
+def open_machine(environ: Mapping[str, str] | None = None, clock: Clock | None = None) -> Machine | None:
+    """Return the machine that ``HAL_MACHINE`` names, or None if it is not set.
+
+    The form is ``PROFILE[?state=FOLDER&seed=N&clock=virtual]``; a profile is a name of ours or the path of a TOML
+    file. Without ``state`` all processes of the same user and profile share one folder under the runtime directory.
+    With ``clock=virtual`` time stands still in all of them until ``hal-mock advance`` moves it.
+    """
+    options = machine_options(os.environ if environ is None else environ)
+    if options is None:
+        return None
+    from hal_mocks.graph_cache import load_graph
+
+    graph, key = load_graph(options.folder, options.profile, options.seed)
+    machine = Machine(graph, options.folder, clock)
+    machine._key = key
+    if clock is None and options.clock == "virtual":
+        machine.clock = SharedClock(machine.state.control, CLOCK_WORD, machine.state.locked)
+    return machine
 
 
 def default_folder(name: str, environ: Mapping[str, str]) -> Path:

@@ -21,7 +21,8 @@ class State:
     """The folder of one mock machine.
 
     ``control`` is a page of 64-bit words that all processes map: word 0 counts changes of the fault list, so that a
-    hot path notices a new fault by one load; word 1 is the last fault id given.
+    hot path notices a new fault by one load; word 1 is the last fault id given; word 2 the
+    shared virtual time in nanoseconds (0: never used).
     """
 
     def __init__(self, folder: Path) -> None:
