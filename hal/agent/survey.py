@@ -164,7 +164,7 @@ def suggest(inventory: Inventory) -> tuple[Suggestion, ...]:
             continue
         distribution, name = known or ((*plugin_for(device.kind), "a plugin")[0], "")
         name = name or str(device.value("model") or device.kind.value)
-        article = "an" if name[:1].upper() in "AEFHILMNORSX" and name[:2].isupper() or name[:1] in "AEIOU" else "a"
+        article = "an" if (name[:1].upper() in "AEFHILMNORSX" and name[:2].isupper()) or name[:1] in "AEIOU" else "a"
         slot = f"in slot {device.location.pci_address}" if device.location.pci_address else f"as {device.name}"
         found.append(
             Suggestion(

@@ -117,7 +117,8 @@ def _scan() -> tuple[Entry, ...]:
 def _file(environ: Mapping[str, str] | None) -> str:
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    marker = f"{sys.prefix}|{sys.version_info[0]}.{sys.version_info[1]}".encode()
+    # One file for every way of starting Python: -m, -c and a script differ in the first folder of sys.path.
+    marker = "|".join((sys.prefix, *sys.path)).encode(errors="surrogateescape")
     return os.path.join(base, "hal", f"plugins-{_short_hash(marker)}.json")
 
 

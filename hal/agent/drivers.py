@@ -1,0 +1,40 @@
+"""Drivers by name without a look at the whole machine: for a holder who already knows which devices are theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from hal.agent.plugins import PluginSet
+from hal.drivers.contract import Context, Driver, HostRoot
+from hal.drivers.entries import installed
+from hal.errors import NotReady
+
+
+def create_drivers(
+    names: Iterable[str], environ: Mapping[str, str] | None = None, deadline_seconds: float = 5.0
+) -> dict[str, Driver]:
+    """Create the named drivers; nothing is discovered.
+
+    Raises :class:`~hal.errors.NotReady` for one that no installed plugin offers.
+    """
+    environ = os.environ if environ is None else environ
+    wanted = set(names)
+    entries = installed(environ)
+    plugins = PluginSet(entries, environ)
+    offering = [e for e in entries if e.drivers is None or any(facts.name in wanted for facts in e.drivers)]
+    plugins.load(offering, deadline_seconds)
+    hosts = plugins.hosts(deadline_seconds) or (HostRoot(node=os.uname().nodename),)
+    context = Context(hosts=hosts, environ=environ)
+    found: dict[str, Driver] = {}
+    for factory in plugins.all_factories():
+        if factory.name in wanted and factory.name not in found:
+            found[factory.name] = factory.create(context)
+    for name in sorted(wanted - found.keys()):
+        trouble = "; ".join(f"{problem.source}: {problem.detail}" for problem in plugins.problems)
+        raise NotReady(
+            f"no installed plugin offers the driver {name}" + (f" ({trouble})" if trouble else ""),
+            during="open",
+            hint="pip install the plugin that offered it when the lease was granted; hal-probe doctor",
+        )
+    return found

@@ -1,0 +1,215 @@
+"""The node's side of a lease: devices are prepared after the commit, and taken back before they are called free.
+
+The order is the whole point. Granting: journal, driver, guard page. Taking back: journal, guard page, driver, journal:
+first the end is decided, then every handle dies, then the driver shuts the device, and only that is proof.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from hal.broker import command as c
+from hal.broker.core import AGENT
+from hal.broker.ledger import Ledger
+from hal.drivers.contract import Driver, Grant
+from hal.drivers.guard import GuardPages
+from hal.drivers.guarded import Call, describe
+from hal.errors import DeadlineExceeded, DeviceError, HalError, NotReady, StaleFence
+from hal.interfaces.deadline import Deadline
+from hal.model.device import Device
+from hal.model.health import Condition, Severity, Status
+from hal.model.lease import AllocatedDevice, Lease, LeaseState
+
+_LOG = logging.getLogger(__name__)
+HELD_BACK_SECONDS = 60.0
+"""How long a device that could not be prepared is kept from new leases, unless its driver says worse."""
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that could not be prepared, and why."""
+
+    device: AllocatedDevice
+    error: str
+
+
+class Agent:
+    """Prepares and unprepares the devices of leases through their drivers, and tells the ledger what is proven."""
+
+    def __init__(
+        self, ledger: Ledger, drivers: Mapping[str, Driver], pages: GuardPages, deadline_seconds: float = 10.0
+    ) -> None:
+        self.ledger = ledger
+        self.drivers = drivers
+        self.pages = pages
+        self.deadline_seconds = deadline_seconds
+
+    # --- granting
+
+    def prepare(self, lease: Lease) -> Lease | Trouble:
+        """Prepare every device of a bound lease and open its guard pages; return the lease as it is then.
+
+        If one fails, all are taken back, the claim is returned as if it had not been made, and the device is kept from
+        new leases for a while.
+        """
+        grant = _grant(lease)
+        for device in lease.devices:
+            try:
+                self._call(device, "prepare", lambda driver, d=device: driver.prepare(d.id, grant, self._deadline()))
+                self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+            except (HalError, OSError) as error:
+                _LOG.warning("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
+                self._keep_back(device, str(error))
+                self.give_up(lease, f"{device.name} could not be prepared: {error}")
+                return Trouble(device=device, error=str(error))
+        answer = self.ledger.execute(c.MarkPrepared(lease=lease.id, fence=lease.fence))
+        assert isinstance(answer, c.Done)
+        assert answer.lease is not None
+        return answer.lease
+
+    def give_up(self, lease: Lease, why: str) -> None:
+        """Take back a lease that was never acknowledged."""
+        self.ledger.execute(c.Release(lease=lease.id, why=why))
+        self.take_back(lease, returned=True)
+
+    def renew_pages(self, lease: Lease) -> None:
+        """Let the holder's handles live as long as the lease now does."""
+        for device in lease.devices:
+            self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+
+    # --- taking back
+
+    def take_back(self, lease: Lease, returned: bool = False) -> None:
+        """End every handle, shut every device, and say which of them are proven to be free."""
+        for device in lease.devices:
+            self.pages.revoke(device.id, lease.fence)
+        fenced: dict[str, str] = {}
+        for device in lease.devices:
+            why = self._shut(device, _grant(lease))
+            if why is not None:
+                fenced[device.id] = why
+        self.ledger.execute(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced, returned=returned))
+
+    def _shut(self, device: AllocatedDevice, grant: Grant) -> str | None:
+        """Unprepare one device; return why that is not proven."""
+        try:
+            self._call(device, "unprepare", lambda driver: driver.unprepare(device.id, grant, self._deadline()))
+        except StaleFence:
+            return None  # the device knows a later holder, so this one has lost it
+        except HalError as error:
+            _LOG.warning("%s stays fenced after lease %s: %s", device.id, grant.lease, error)
+            return str(error)
+        return None
+
+    def expire(self) -> tuple[Lease, ...]:
+        """Take back what has expired; return those leases."""
+        answer = self.ledger.execute(c.Expire())
+        assert isinstance(answer, c.Done)
+        for lease in answer.leases:
+            self.take_back(lease)
+        return answer.leases
+
+    def reconcile(self) -> None:
+        """Make the devices agree with the journal after a crash, a reboot, or a driver that was away."""
+        for lease in list(self.ledger.state.leases.values()):
+            if lease.state in (LeaseState.RELEASING, LeaseState.SUSPECT):
+                self.take_back(lease)
+            elif lease.expires_at > self.ledger.clock.now():
+                if lease.state is LeaseState.BOUND:
+                    self.prepare(lease)
+                else:
+                    self.renew_pages(lease)
+        for device_id, fenced in list(self.ledger.state.fenced.items()):
+            self.pages.revoke(device_id, fenced.fence)
+            grant = Grant(lease=fenced.lease, fence=fenced.fence, tenant=fenced.tenant)
+            if self._shut(fenced.device, grant) is None:
+                self.ledger.execute(c.ProveFreed(device=device_id, fence=fenced.fence))
+
+    # --- health
+
+    def sample(self, devices: Iterable[Device]) -> bool:
+        """Ask the drivers how the devices are now and write down what is new; True if a device became unfit."""
+        by_driver: dict[str, list[Device]] = {}
+        for device in devices:
+            if device.driver in self.drivers:
+                by_driver.setdefault(device.driver, []).append(device)
+        changed: list[Device] = []
+        for name, group in by_driver.items():
+            seen = self._sample(self.drivers[name], [device.id for device in group])
+            for device in group:
+                fresh = [condition for condition in seen if condition.device == device.id]
+                types = {condition.type for condition in fresh}
+                kept = [condition for condition in device.conditions if condition.type not in types]
+                changed.append(msgspec.structs.replace(device, conditions=(*kept, *fresh)))
+        self.ledger.execute(c.Observe(devices=tuple(changed)))
+        return any(condition.blocks_new_leases for device in changed for condition in device.conditions)
+
+    def _sample(self, driver: Driver, device_ids: list[str]) -> list[Condition]:
+        deadline = self._deadline()
+        call = Call(lambda: list(driver.sample(device_ids, deadline)), f"sample-{driver.name}")
+        if call.join(deadline) and call.value is not None:
+            return call.value
+        detail = describe(call.error) if call.error is not None else "no answer in time"
+        if len(device_ids) > 1:  # one broken device must not speak for the others
+            return [found for device_id in device_ids for found in self._sample(driver, [device_id])]
+        return [self._condition(device_id, "SampleFailed", detail, Status.UNKNOWN) for device_id in device_ids]
+
+    def _keep_back(self, device: AllocatedDevice, evidence: str) -> None:
+        known = self.ledger.state.devices.get(device.id)
+        if known is not None:
+            left = tuple(found for found in known.conditions if found.type != "PrepareFailed")
+            found = self._condition(device.id, "PrepareFailed", evidence, Status.TRUE)
+            self.ledger.execute(c.Observe(devices=(msgspec.structs.replace(known, conditions=(*left, found)),)))
+
+    def _condition(self, device_id: str, type_: str, evidence: str, status: Status) -> Condition:
+        now = self.ledger.clock.now()
+        return Condition(
+            device=device_id,
+            type=type_,
+            severity=Severity.CRITICAL,
+            status=status,
+            evidence=evidence,
+            source=AGENT,
+            first_seen_at=now,
+            last_seen_at=now,
+            expires_at=now + HELD_BACK_SECONDS,
+        )
+
+    # --- calls
+
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self.deadline_seconds)
+
+    def _call(self, device: AllocatedDevice, step: str, work: Callable[[Driver], None]) -> None:
+        """Call a driver under a guard: what it raises is an error of the device, and it cannot hang the broker."""
+        driver = self.drivers.get(device.driver)
+        if driver is None:
+            raise NotReady(
+                f"its driver {device.driver} is not here", device=device.id, during=step, hint="hal-probe doctor"
+            )
+        call = Call(lambda: work(driver), f"{step}-{device.id}")
+        # A little longer than the driver's own deadline, so that a driver that keeps it can say what happened.
+        if not call.join(Deadline.after(self.deadline_seconds + 1.0)):
+            raise DeadlineExceeded(
+                "the driver did not return; the outcome is unknown",
+                device=device.id,
+                during=step,
+                hint="hal-probe doctor",
+            )
+        if isinstance(call.error, HalError):
+            raise call.error
+        if call.error is not None:
+            raise DeviceError(
+                describe(call.error), device=device.id, during=step, hint="report it to the plugin"
+            ) from (call.error)
+
+    def _expiry_ns(self, lease: Lease) -> int:
+        left = lease.expires_at - self.ledger.clock.now()
+        return max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9))
+
+
+def _grant(lease: Lease) -> Grant:
+    return Grant(lease=lease.id, fence=lease.fence, tenant=lease.tenant)
