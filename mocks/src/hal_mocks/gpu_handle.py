@@ -32,6 +32,7 @@ class MockGpuHandle(MockGpuManagement):
     def __init__(self, machine: Machine, device: Device, guard: Guard, boards: GpuBoards | None = None) -> None:
         super().__init__(machine, device, guard, boards or GpuBoards(machine))
         contexts = self._boards.contexts(device.id)
+        self._slot_lock = -1
         self._slot, self._slot_lock = contexts.attach()
         self._words = contexts.words
         self._epoch = self._words[EPOCH]
@@ -86,6 +87,7 @@ class MockGpuHandle(MockGpuManagement):
             error = what_work_meets(self._id, fault, step)
             later = fault.id > self._last_fault or fault.onset_at > self._opened_at
             if error is not None and (later or outlives_context(fault) or step == "copy_peer"):
+                self._boards.store.record(self._gpu)  # met, so counted, even if it is healed before anybody looks
                 self._fail(error)
                 raise error
 
@@ -335,7 +337,7 @@ class MockGpuHandle(MockGpuManagement):
 
     def __del__(self) -> None:
         # Nobody closed it: let the slot's lock go, so that the next who needs the slot finds it abandoned.
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and self._slot_lock >= 0:
             _close(self._slot_lock)
 
 

@@ -6,6 +6,7 @@ import math
 import mmap
 import threading
 from collections import deque
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,7 +170,7 @@ class MockBuffer:
 def bytes_of(shape: Shape, element: np.dtype[Any], device: str) -> int:
     """Return how many bytes an array takes; raises :class:`~hal.errors.InvalidArgument` for what is none."""
     try:
-        extents = (int(shape),) if not isinstance(shape, tuple) else shape
+        extents = [index(extent) for extent in (shape if isinstance(shape, tuple) else (shape,))]
         if min(extents, default=0) >= 0:
             return math.prod(extents) * element.itemsize
     except TypeError as error:
