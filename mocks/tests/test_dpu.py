@@ -146,7 +146,10 @@ class TestDiscovery:
         assert second.value("mode") == "nic"
         nics = [rnic for rnic in host.rnics if rnic.dpu == "dpu0"]
         assert first.value("rnics") == tuple("rnic-" + rnic.node_guid.replace(":", "") for rnic in nics)
-        assert {f"pci:{host.dpus[0].pci[0]}", "rshim:rshim0"} <= set(first.aliases)
+        network, management = host.dpus[0].pci[:-1], host.dpus[0].pci[-1]
+        assert {f"pci:{management}", "rshim:rshim0", f"serial:{host.dpus[0].serial}"} == set(first.aliases)
+        assert first.location.pci_address == management
+        assert first.value("functions") == (*network, management)
         assert [card_of_rnic(machine, rnic.name, host.name) for rnic in nics] == [first.id, first.id]
         assert card_of_rnic(machine, "mlx5_99", host.name) is None
 

@@ -145,7 +145,10 @@ def describe_card(card: Card, driver: str, now: float) -> Device:
     """Return a card as a device, without its faults."""
     dpu, host, state = card.dpu, card.host, card.state()
     restricted = state.mode is DpuMode.RESTRICTED
-    address = dpu.pci[0] if dpu.pci else None
+    # Functions that belong to the NICs on the card bear their names; the rest, management above all, the card's own.
+    of_nics = {rnic.pci for rnic in host.rnics}
+    own = [pci for pci in dpu.pci if pci not in of_nics]
+    address = own[-1] if own else dpu.pci[0] if dpu.pci else None
     function = host.function(address) if address else None
     stage = BootState.READY if state.boot is None else state.boot.at(now)[0]
     denied = absent(Absence.PERMISSION, "rshim", "restricted mode")
@@ -176,6 +179,7 @@ def describe_card(card: Card, driver: str, now: float) -> Device:
         "offloads": known(tuple(offload.name for offload in offloads_of(dpu, state.mode)), driver),
         "max_vfs": known(dpu.max_vfs, "sysfs:sriov_totalvfs"),
         "rnics": known(rnic_ids(card), driver),
+        "functions": known(dpu.pci, "sysfs:bus/pci"),
         "numa_node": (
             known(numa_node, "sysfs:numa_node")
             if numa_node is not None
@@ -196,7 +200,7 @@ def describe_card(card: Card, driver: str, now: float) -> Device:
             "link_max_speed_gts": known(function.max_speed_gts, "sysfs"),
             "link_max_width": known(function.max_width, "sysfs"),
         }
-    aliases = [*(f"pci:{pci}" for pci in dpu.pci), f"serial:{dpu.serial}"]
+    aliases = [*(f"pci:{pci}" for pci in own), f"serial:{dpu.serial}"]
     if dpu.rshim and not restricted:
         aliases.append(f"rshim:{dpu.rshim}")
     return Device(
