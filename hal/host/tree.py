@@ -334,8 +334,8 @@ def parse_number(text: str) -> int | Missing:
 class HostTree:
     """The trees of one machine: ``sys``, and ``proc`` and ``dev`` if they are there."""
 
-    def __init__(self, root: str | None = None) -> None:
-        """Open a machine.
+    def __init__(self, root: str | None = None, tree: type[Tree] = Tree) -> None:
+        """Open a machine; ``tree`` is how its folders are read (a recording reads them its own way).
 
         ``root`` is None or ``/`` for the running one, a folder that holds ``sys/``, a folder that is a sysfs itself,
         or a snapshot (``.tgz``), which is unpacked into a cache once. Raises :class:`~hal.errors.DriverError`.
@@ -348,10 +348,10 @@ class HostTree:
             self.root = unpack(self.root)
         try:
             if live or os.path.isdir(os.path.join(self.root, "sys")):
-                self.sys = Tree(os.path.join(self.root, "sys"), trusted=live)
+                self.sys = tree(os.path.join(self.root, "sys"), trusted=live)
                 beside: str | None = self.root
             elif any(os.path.isdir(os.path.join(self.root, name)) for name in ("bus", "class", "devices")):
-                self.sys = Tree(self.root)
+                self.sys = tree(self.root)
                 beside = None
             else:
                 raise DriverError(
@@ -366,14 +366,14 @@ class HostTree:
                 hint="mount sysfs, or name a folder that stands for a machine's /",
             ) from None
         self.live = live
-        self.proc = self._beside(beside, "proc")
-        self.dev = self._beside(beside, "dev")
+        self.proc = self._beside(beside, "proc", tree)
+        self.dev = self._beside(beside, "dev", tree)
 
-    def _beside(self, base: str | None, name: str) -> Tree | None:
+    def _beside(self, base: str | None, name: str, tree: type[Tree]) -> Tree | None:
         if base is None:
             return None
         try:
-            return Tree(os.path.join(base, name), trusted=self.live)
+            return tree(os.path.join(base, name), trusted=self.live)
         except OSError:
             return None
 
