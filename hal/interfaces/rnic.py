@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntFlag, StrEnum
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,12 @@ from hal.model.attributes import Attribute
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+    from numpy.typing import NDArray
+
+    Readable = ReadableBuffer | NDArray[Any]
+    """A contiguous buffer of any element type: bytes, memoryview, array."""
+    Writable = WriteableBuffer | NDArray[Any]
+    """The same, if it can be written."""
 
 ATOMIC_BYTES = 8
 
@@ -182,7 +188,7 @@ class Memory(Protocol):
     """Memory that the NIC may touch."""
 
     def register(
-        self, memory: WriteableBuffer | int, access: Access = Access.LOCAL_WRITE, *, deadline: Deadline | None = None
+        self, memory: Writable | int, access: Access = Access.LOCAL_WRITE, *, deadline: Deadline | None = None
     ) -> Region:
         """Register a contiguous buffer in place, or that many bytes of new memory, zeroed.
 
@@ -212,7 +218,7 @@ class Connection(Protocol):
         ...
 
     def put(
-        self, local: ReadableBuffer, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+        self, local: Readable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Write all of ``local`` into the target's memory. Done means: ``local`` may be used again.
 
@@ -221,7 +227,7 @@ class Connection(Protocol):
         ...
 
     def get(
-        self, local: WriteableBuffer, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+        self, local: Writable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Fill all of ``local`` from the target's memory; done means it is there."""
         ...
@@ -242,7 +248,7 @@ class Connection(Protocol):
         """Store ``value`` if the word equals ``expected``; the result is what was there before. As ``fetch_add``."""
         ...
 
-    def send(self, local: ReadableBuffer, *, deadline: Deadline | None = None) -> Operation[None]:
+    def send(self, local: Readable, *, deadline: Deadline | None = None) -> Operation[None]:
         """Send a message into the oldest receive that the peer has posted; done when it has arrived.
 
         With none posted the NIC tries again until the endpoint's patience ends, then fails with a ``TransferError``
@@ -250,7 +256,7 @@ class Connection(Protocol):
         """
         ...
 
-    def recv(self, local: WriteableBuffer, *, deadline: Deadline | None = None) -> Operation[int]:
+    def recv(self, local: Writable, *, deadline: Deadline | None = None) -> Operation[int]:
         """Post a buffer for one message; done when one has come: its length in bytes. In order of posting.
 
         Raises ``DeviceBusy`` if the receive queue is full.

@@ -17,7 +17,7 @@ from hal_mocks.rnic_pair import MTU_BYTES
 from hal_mocks.rnic_queue import Lateness, Staged, WorkRequest
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from hal.interfaces.rnic import Readable, Writable
 
 _MAY_WRITE, _MAY_READ, _MAY_CHANGE = int(NEEDED[PUT]), int(NEEDED[GET]), int(NEEDED[ADD])
 _LAST_TURN = Lateness.LENGTH - 1
@@ -29,7 +29,7 @@ class MockConnection(Messages):
     """A reliable connection; see :class:`hal.interfaces.rnic.Connection`."""
 
     def put(
-        self, local: ReadableBuffer, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+        self, local: Readable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Write into the target's memory, now or a little later, as the seed says."""
         self._check()
@@ -54,7 +54,7 @@ class MockConnection(Messages):
         words[OUT_PACKETS] += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
         return self._done
 
-    def _put(self, target: Target, offset: int, local: ReadableBuffer, late: int) -> Operation[None]:
+    def _put(self, target: Target, offset: int, local: Readable, late: int) -> Operation[None]:
         data = as_bytes(local, self._id, "put")
         if not self._allows(target, offset, data.nbytes, _MAY_WRITE):
             return self._refuse("put", "range or right")
@@ -70,7 +70,7 @@ class MockConnection(Messages):
         return self._done
 
     def get(
-        self, local: WriteableBuffer, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+        self, local: Writable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Read from the target's memory; the bytes land now, or when the operation is looked at, as the seed says."""
         self._check()
@@ -101,7 +101,7 @@ class MockConnection(Messages):
         words[IN_PACKETS] += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
         return self._done
 
-    def _get(self, target: Target, offset: int, local: WriteableBuffer, late: int) -> Operation[None]:
+    def _get(self, target: Target, offset: int, local: Writable, late: int) -> Operation[None]:
         into = as_bytes(local, self._id, "get", writable=True)
         if not self._allows(target, offset, into.nbytes, _MAY_READ):
             return self._refuse("get", "range or right")

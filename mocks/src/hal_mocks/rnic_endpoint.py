@@ -39,7 +39,8 @@ class MockEndpoint:
         self.number, self.page = self._session.create_queue()
         self.socket_name = socket_name(self.number)
         self._listener = listen(self._session.folder, self.socket_name)
-        self._accepted: set[socket.socket] = set()
+        self._accepted: dict[socket.socket, bool] = {}
+        self._lock = threading.Lock()
         self._connection: MockConnection | None = None
         self._closed = False
         self.address = encode_address(
@@ -94,46 +95,56 @@ class MockEndpoint:
         )
 
     def _accept(self, events: int) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            while True:
+        with self._lock, contextlib.suppress(OSError):
+            while not self._closed:
                 accepted, _ = self._listener.accept()
                 accepted.setblocking(False)
-                self._accepted.add(accepted)
+                self._accepted[accepted] = False
                 self.nic.engine.watch(accepted.fileno(), lambda events, peer=accepted: self._rung(peer))
 
     def _rung(self, accepted: socket.socket) -> None:
         """A peer rang (D), asks for user memory (R), or is gone."""
+        greeted = self._accepted.get(accepted, False)
         try:
-            what = accepted.recv(4096)
+            # What follows the first byte of a courier is its first request, which is for the thread that serves it.
+            what = accepted.recv(4096 if greeted else 1)
         except BlockingIOError:
             return
         except OSError:
             what = b""
-        if what[:1] in (b"R", b""):
-            self.nic.engine.forget(accepted.fileno())
-            self._accepted.discard(accepted)
         if what == b"":
-            accepted.close()
-        elif what[:1] == b"R":
+            self._hang_up(accepted)
+        elif not greeted and what == b"R":
+            self.nic.engine.forget(accepted.fileno())
+            self._accepted.pop(accepted, None)
             accepted.setblocking(True)
             threading.Thread(
                 target=serve, args=(accepted, self.nic.region_of), name=f"rnic-serve-{self.number}", daemon=True
             ).start()
             return
+        elif not greeted:
+            self._accepted[accepted] = True
         if self._connection is not None:
             self._connection.advance()
 
+    def _hang_up(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            for hung_up in sockets:
+                if hung_up.fileno() >= 0:
+                    self.nic.engine.forget(hung_up.fileno())
+                    hung_up.close()
+                self._accepted.pop(hung_up, None)
+
     def close(self) -> None:
         """Give back the queue pair."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         if self._connection is not None:
             self._connection.shut()
         self.page.words[STATE] = RESET
-        for open_socket in (self._listener, *self._accepted):
-            self.nic.engine.forget(open_socket.fileno())
-            open_socket.close()
+        self._hang_up(self._listener, *self._accepted)
         (self._session.folder / self.socket_name).unlink(missing_ok=True)
         self._session.retire_queue(self.page)
         self.page.close()

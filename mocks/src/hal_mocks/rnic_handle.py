@@ -21,7 +21,7 @@ from hal_mocks.rnic_link import card_is_up, observe, place_of, places_of, ports_
 from hal_mocks.rnic_memory import MockRegion
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from hal.interfaces.rnic import Writable
 
 COUNTERS = (
     "port_xmit_data_bytes",
@@ -105,7 +105,7 @@ class MockRnic(MockHandle):
         return tell_lies(told, faults)
 
     def register(
-        self, memory: WriteableBuffer | int, access: Access = Access.LOCAL_WRITE, *, deadline: Deadline | None = None
+        self, memory: Writable | int, access: Access = Access.LOCAL_WRITE, *, deadline: Deadline | None = None
     ) -> MockRegion:
         """Register new memory, which peers map, or the user's, which this process serves."""
         self._enter("register", deadline)

@@ -24,9 +24,12 @@ from hal_mocks.rnic_engine import dial
 from hal_mocks.rnic_files import ACCESS, ADDRESS, LENGTH, USER_MEMORY, Session, SharedFile, region_path
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
+
+    from hal.interfaces.rnic import Readable, Writable
 
 RKEY_BYTES = 16
+ANSWER_SECONDS = 5.0
 PUT, GET, ADD, SWAP = 1, 2, 3, 4
 NEEDED = {PUT: Access.REMOTE_WRITE, GET: Access.REMOTE_READ, ADD: Access.REMOTE_ATOMIC, SWAP: Access.REMOTE_ATOMIC}
 _REQUEST = struct.Struct("<B16sQQQQ")
@@ -40,7 +43,7 @@ class MockRegion:
     """Registered memory; see :class:`hal.interfaces.rnic.Region`."""
 
     def __init__(
-        self, session: Session, memory: WriteableBuffer | int, access: Access, forget: Callable[[bytes], object]
+        self, session: Session, memory: Writable | int, access: Access, forget: Callable[[bytes], object]
     ) -> None:
         device = session.device_id
         if access & _REMOTE_CHANGES and not access & Access.LOCAL_WRITE:
@@ -116,10 +119,10 @@ def change_word(view: memoryview, offset: int, verb: int, first: int, second: in
     return before
 
 
-def as_bytes(buffer: ReadableBuffer, device: str, step: str, *, writable: bool = False) -> memoryview:
+def as_bytes(buffer: Readable, device: str, step: str, *, writable: bool = False) -> memoryview:
     """Return any contiguous buffer as bytes, without a copy; raises ``InvalidArgument`` for what is none."""
     try:
-        view = memoryview(buffer)
+        view = memoryview(cast("ReadableBuffer", buffer))
         view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
     except TypeError as error:
         raise InvalidArgument(
@@ -215,6 +218,7 @@ class Courier:
             try:
                 if self._socket is None:
                     self._socket = dial(self._session, self._name, b"R")
+                    self._socket.settimeout(ANSWER_SECONDS)
                 self._socket.sendall(_REQUEST.pack(verb, rkey, address, length, first, second))
                 if payload is not None:
                     self._socket.sendall(payload)

@@ -16,13 +16,13 @@ from hal_mocks.rnic_pair import QueuePair
 from hal_mocks.rnic_queue import Receive, Send, Staged, WorkRequest
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from hal.interfaces.rnic import Readable, Writable
 
 
 class Messages(QueuePair):
     """Send and receive, fence and flush."""
 
-    def send(self, local: ReadableBuffer, *, deadline: Deadline | None = None) -> Operation[None]:
+    def send(self, local: Readable, *, deadline: Deadline | None = None) -> Operation[None]:
         """Deliver at once if the peer has posted a receive; else try again until the endpoint's patience ends."""
         refused = self._enter("send", deadline)
         if refused is not None:
@@ -47,7 +47,7 @@ class Messages(QueuePair):
         self._count(OUT_BYTES, OUT_PACKETS, message.nbytes)
         return self._done
 
-    def recv(self, local: WriteableBuffer, *, deadline: Deadline | None = None) -> Operation[int]:
+    def recv(self, local: Writable, *, deadline: Deadline | None = None) -> Operation[int]:
         """Post a buffer for the next message."""
         self._check()
         buffer = as_bytes(local, self._id, "recv", writable=True)

@@ -124,7 +124,7 @@ class QueuePair(ABC):
         if self._words[STATE] == ERROR:
             self._notice()
             return Operation.failed(self._flushed(step), self._id, step)
-        why = self._in_the_way(or_default(deadline))
+        why = self._in_the_way(step, or_default(deadline))
         if why:
             error = self._break(self._transfer(step, f"retries exceeded: {why}", CompletionCode.RETRY_EXCEEDED))
             return Operation.failed(error, self._id, step)
@@ -133,7 +133,7 @@ class QueuePair(ABC):
         self._clear = self._route.clear_generation()
         return None
 
-    def _in_the_way(self, deadline: Deadline) -> str:
+    def _in_the_way(self, step: str, deadline: Deadline) -> str:
         """Send, wait for the acknowledgement, send again; what is in the way if none comes."""
         machine, peer = self._nic._machine, self._peer
         for attempt in range(RETRIES + 1):
@@ -145,9 +145,12 @@ class QueuePair(ABC):
             elif peer[STATE] == INIT:
                 why = "the peer's endpoint has not connected"
             elif peer[STATE] != RTS or peer[PEER_TAG] != self._words[OWN_TAG]:
-                why = "the peer's queue pair is closed, in error or connected elsewhere"
-            if not why or deadline.expired:
+                # Waiting would not help: what has ended does not begin again.
+                tally(machine, self._own_key, local_ack_timeout_err=RETRIES + 1 - attempt)
+                return "the peer's queue pair is closed, in error or connected elsewhere"
+            if not why:
                 break
+            deadline.check(device=self._id, during=step)
             tally(machine, self._own_key, local_ack_timeout_err=1)
             if peer[STATE] == INIT and self._route.is_up():
                 # Another process's doing, which takes real time whatever the machine's clock is.

@@ -93,15 +93,18 @@ class Send(NamedTuple):
 class Lateness:
     """Decides by seed which work is late, and in which order late work happens.
 
-    Of sixteen requests thirteen happen at once, two are staged, one drives what is staged.
+    Of a connection's first 128 requests one in eight is late, so that a short test meets late ones; of the others one
+    in 64, so that a long run measures memory and not lateness. Half as many drive what is staged.
     """
 
     LATE, DRIVE = 1, 2
-    LENGTH = 1024
+    LENGTH, EARLY = 1024, 128
 
     def __init__(self, seed: str) -> None:
         self._random = Random(seed)
-        self.pattern = bytes(self._random.choices((0, self.LATE, self.DRIVE), (13, 2, 1), k=self.LENGTH))
+        kinds = (0, self.LATE, self.DRIVE)
+        early = self._random.choices(kinds, (13, 2, 1), k=self.EARLY)
+        self.pattern = bytes([*early, *self._random.choices(kinds, (125, 2, 1), k=self.LENGTH - self.EARLY)])
 
     def shuffle(self, work: list[Staged]) -> None:
         """Put late work into some order: nothing promised one."""
