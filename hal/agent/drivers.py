@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from hal.agent.plugins import PluginSet
+from hal.agent.plugins import PluginSet, speaks_to_environment
 from hal.drivers.contract import Context, Driver, HostRoot
 from hal.drivers.entries import installed
+from hal.drivers.loader import load
 from hal.errors import NotReady
+from hal.interfaces.deadline import Deadline
 
 
 def create_drivers(
@@ -22,16 +24,17 @@ def create_drivers(
     wanted = set(names)
     entries = installed(environ)
     plugins = PluginSet(entries, environ)
+    plugins.load([entry for entry in entries if speaks_to_environment(entry, environ)], deadline_seconds)
     offering = [e for e in entries if e.drivers is None or any(facts.name in wanted for facts in e.drivers)]
-    plugins.load(offering, deadline_seconds)
+    loaded = load(offering, Deadline.after(deadline_seconds))
     hosts = plugins.hosts(deadline_seconds) or (HostRoot(node=os.uname().nodename),)
     context = Context(hosts=hosts, environ=environ)
     found: dict[str, Driver] = {}
-    for factory in plugins.all_factories():
+    for factory in (factory for plugin in loaded for factory in plugin.factories):
         if factory.name in wanted and factory.name not in found:
             found[factory.name] = factory.create(context)
     for name in sorted(wanted - found.keys()):
-        trouble = "; ".join(f"{problem.source}: {problem.detail}" for problem in plugins.problems)
+        trouble = "; ".join(f"{problem.source}: {problem.detail}" for plugin in loaded for problem in plugin.problems)
         raise NotReady(
             f"no installed plugin offers the driver {name}" + (f" ({trouble})" if trouble else ""),
             during="open",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import msgspec
 
@@ -58,7 +59,7 @@ class Agent:
         grant = _grant(lease)
         for device in lease.devices:
             try:
-                self._call(device, "prepare", lambda driver, d=device: driver.prepare(d.id, grant, self._deadline()))
+                self._call(device, "prepare", grant)
                 self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
             except (HalError, OSError) as error:
                 _LOG.warning("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
@@ -96,7 +97,7 @@ class Agent:
     def _shut(self, device: AllocatedDevice, grant: Grant) -> str | None:
         """Unprepare one device; return why that is not proven."""
         try:
-            self._call(device, "unprepare", lambda driver: driver.unprepare(device.id, grant, self._deadline()))
+            self._call(device, "unprepare", grant)
         except StaleFence:
             return None  # the device knows a later holder, so this one has lost it
         except HalError as error:
@@ -183,14 +184,16 @@ class Agent:
     def _deadline(self) -> Deadline:
         return Deadline.after(self.deadline_seconds)
 
-    def _call(self, device: AllocatedDevice, step: str, work: Callable[[Driver], None]) -> None:
+    def _call(self, device: AllocatedDevice, step: Literal["prepare", "unprepare"], grant: Grant) -> None:
         """Call a driver under a guard: what it raises is an error of the device, and it cannot hang the broker."""
         driver = self.drivers.get(device.driver)
         if driver is None:
             raise NotReady(
                 f"its driver {device.driver} is not here", device=device.id, during=step, hint="hal-probe doctor"
             )
-        call = Call(lambda: work(driver), f"{step}-{device.id}")
+        verb = driver.prepare if step == "prepare" else driver.unprepare
+        deadline = self._deadline()
+        call = Call(lambda: verb(device.id, grant, deadline), f"{step}-{device.id}")
         # A little longer than the driver's own deadline, so that a driver that keeps it can say what happened.
         if not call.join(Deadline.after(self.deadline_seconds + 1.0)):
             raise DeadlineExceeded(

@@ -169,6 +169,7 @@ class Node:
                 node=self.name,
                 driver=device.driver,
                 request=request,
+                vendor=str(device.value("vendor") or ""),
                 aliases=device.aliases,
             )
         return found

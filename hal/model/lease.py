@@ -28,6 +28,7 @@ class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     node: str
     driver: str
     request: str = ""
+    vendor: str = ""
     aliases: tuple[str, ...] = ()
 
 

@@ -1,0 +1,45 @@
+"""Where the broker keeps its journal, and where the guard pages live."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+
+class Folders(msgspec.Struct, frozen=True):
+    """``state`` survives a reboot, ``runtime`` need not."""
+
+    state: Path
+    runtime: Path
+
+
+def folders(environ: Mapping[str, str] | None = None, state: Path | None = None) -> Folders:
+    """Return the folders of this user's broker.
+
+    State: ``$XDG_STATE_HOME/hal``, else ``~/.local/state/hal``; ``/var/lib/hal`` for root. Runtime:
+    ``$XDG_RUNTIME_DIR/hal``, ``/run/hal`` for root. A machine named by ``HAL_MACHINE`` (or a tree named by
+    ``HAL_SYSFS_ROOT``) gets folders of its own below, so that its leases never mix with those of real devices.
+    ``state`` names a folder for both.
+    """
+    environ = os.environ if environ is None else environ
+    if state is not None:
+        return Folders(state, state / "run")
+    root = os.getuid() == 0
+    below = Path("hal")
+    machine = "\n".join(environ.get(name, "") for name in ("HAL_MACHINE", "HAL_SYSFS_ROOT")).strip()
+    if machine:
+        below = Path("hal", "machine-" + hashlib.sha256(machine.encode()).hexdigest()[:16])
+    if environ.get("XDG_STATE_HOME"):
+        kept = Path(environ["XDG_STATE_HOME"])
+    else:
+        kept = Path("/var/lib") if root else Path(environ.get("HOME") or Path.home(), ".local", "state")
+    if environ.get("XDG_RUNTIME_DIR"):
+        fleeting = Path(environ["XDG_RUNTIME_DIR"])
+    else:
+        fleeting = Path("/run") if root else Path(tempfile.gettempdir(), f"hal-{os.getuid()}")
+    return Folders(kept / below, fleeting / below)

@@ -1,0 +1,122 @@
+"""``hal``: claim devices, use them, give them back.
+
+Exit codes: 0 done, 1 refused, 64 wrong usage, 70 internal error, 75 busy or failing for the moment: try again.
+A word that is no command of ours is looked for on PATH as ``hal-WORD``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hal.errors import BrokerError, HalError, JournalError, UsageError
+
+DONE, REFUSED, USAGE, INTERNAL, TRY_AGAIN = 0, 1, 64, 70, 75
+VERBS = {
+    "claim": "ask for devices and hold them",
+    "open": "open the devices of a lease here and show that they work",
+    "env": "print the environment of a lease, for eval",
+    "renew": "let a lease last longer",
+    "release": "give the devices of a lease back",
+    "list": "list the leases",
+    "status": "count devices and leases",
+    "explain": "say why a claim would be refused",
+    "events": "print what happened",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        return _other_program(words)
+    options = _parser().parse_args(words)
+    from hal.cli import leases
+
+    verb: Callable[[argparse.Namespace], int] = getattr(leases, options.verb)
+    try:
+        return verb(options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; nothing is left to say
+        return DONE
+    except KeyboardInterrupt:
+        return 130
+    except HalError as error:
+        return _report(error, options.json)
+
+
+def _report(error: HalError, as_json: bool) -> int:
+    if isinstance(error, UsageError):
+        code = USAGE
+    elif isinstance(error, JournalError):
+        code = TRY_AGAIN
+    else:
+        code = REFUSED
+    if as_json:
+        import json
+
+        kind = type(error).__name__
+        document = {"error": kind, "message": error.message, "device": error.device, "hint": error.hint}
+        print(json.dumps({**document, "during": error.during}))
+    print(f"hal: {'refused: ' if isinstance(error, BrokerError) and code == REFUSED else ''}{error}", file=sys.stderr)
+    return code
+
+
+def _other_program(words: list[str]) -> int:
+    import shutil
+
+    program = shutil.which(f"hal-{words[0]}") if "/" not in words[0] else None
+    if program is None:
+        import difflib
+
+        close = difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"hal: there is no command {words[0]!r}{hint} (hal --help lists them)", file=sys.stderr)
+        return USAGE
+    os.execv(program, [program, *words[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON")
+    common.add_argument("--state", type=Path, metavar="DIR", help="keep the journal in this folder")
+    common.add_argument(
+        "--wait", type=float, default=5.0, metavar="SECONDS", help="how long to wait for another process's turn (5)"
+    )
+    parser = _Parser(prog="hal", description="Claim the devices of this machine, use them, give them back.")
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
+    verbs = {name: commands.add_parser(name, help=text, parents=[common]) for name, text in VERBS.items()}
+    for name in ("claim", "explain"):
+        _add_claim(verbs[name])
+    for name in ("open", "env", "renew", "release"):
+        verbs[name].add_argument("lease", help="the lease's id")
+    verbs["open"].add_argument("device", nargs="?", help="one device of it, by name or id (all)")
+    verbs["renew"].add_argument("--ttl", type=float, metavar="SECONDS", help="a different time to live from now on")
+    for name in ("list", "release", "renew"):
+        verbs[name].add_argument("--tenant", help="only leases of this tenant")
+    verbs["events"].add_argument("--since", type=int, default=0, metavar="REVISION", help="what came after (0: all)")
+    return parser
+
+
+def _add_claim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="*", metavar="KIND[:COUNT]", help="gpu, or gpu:4 rnic:4")
+    parser.add_argument("--count", type=int, metavar="N", help="how many (1)")
+    parser.add_argument("--where", default="", metavar="EXPRESSION", help="as in: memory_bytes >= 80*GiB")
+    parser.add_argument("--same", metavar="PLACE", help="node, numa, pci-switch or rack")
+    parser.add_argument("--ttl", type=float, metavar="SECONDS", help="time to live without renewal (60)")
+    parser.add_argument("--tenant", help="on whose account (default)")
+    parser.add_argument("--id", help="makes the claim idempotent: asked twice, granted once")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="a whole claim in TOML or JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
