@@ -70,9 +70,11 @@ def _work(factory: DriverFactory, context: Context, deadline: Deadline, progress
 
 
 def _finish(plugin: str, factory: DriverFactory, progress: _Progress, call: Call[Discovery], deadline: Deadline) -> Run:
+    finished = call.join(deadline)
+    # Read only now: before the join the call may not yet have come to make the driver.
     found, driver, readiness = Discovery(), progress.driver, progress.readiness
     problems: tuple[Problem, ...] = ()
-    if not call.join(deadline):
+    if not finished:
         readiness = Readiness(cause=Cause.TIMEOUT, detail=f"did not finish {progress.step} in time")
         problems = (
             _problem(factory, progress, "did not answer in time", "hal-probe doctor; --timeout gives it longer"),

@@ -50,31 +50,34 @@ class Agent:
 
     # --- granting
 
-    def prepare(self, lease: Lease) -> Lease | Trouble:
+    def prepare(self, lease: Lease, fresh: bool = False) -> Lease | Trouble:
         """Prepare every device of a bound lease and open its guard pages; return the lease as it is then.
 
+        ``fresh``: the lease was committed a moment ago and by this process, so no device of it was touched before.
         If one fails, all are taken back, the claim is returned as if it had not been made, and the device is kept from
         new leases for a while.
         """
         grant = _grant(lease)
-        for device in lease.devices:
+        for number, device in enumerate(lease.devices):
             try:
                 self._call(device, "prepare", grant)
                 self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
             except (HalError, OSError) as error:
-                _LOG.warning("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
-                self._keep_back(device, str(error))
-                self.give_up(lease, f"{device.name} could not be prepared: {error}")
-                return Trouble(device=device, error=str(error))
+                why = error.message if isinstance(error, HalError) else str(error)
+                _LOG.info("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
+                self._keep_back(device, why)
+                untouched = lease.devices[number + 1 :] if fresh else ()
+                self.give_up(lease, f"{device.name} could not be prepared: {why}", untouched)
+                return Trouble(device=device, error=why)
         answer = self.ledger.execute(c.MarkPrepared(lease=lease.id, fence=lease.fence))
         assert isinstance(answer, c.Done)
         assert answer.lease is not None
         return answer.lease
 
-    def give_up(self, lease: Lease, why: str) -> None:
-        """Take back a lease that was never acknowledged."""
+    def give_up(self, lease: Lease, why: str, untouched: Iterable[AllocatedDevice] = ()) -> None:
+        """Take back a lease that was never acknowledged; ``untouched`` devices were never prepared for it."""
         self.ledger.execute(c.Release(lease=lease.id, why=why))
-        self.take_back(lease, returned=True)
+        self.take_back(lease, returned=True, untouched=untouched)
 
     def renew_pages(self, lease: Lease) -> None:
         """Let the holder's handles live as long as the lease now does."""
@@ -83,13 +86,14 @@ class Agent:
 
     # --- taking back
 
-    def take_back(self, lease: Lease, returned: bool = False) -> None:
+    def take_back(self, lease: Lease, returned: bool = False, untouched: Iterable[AllocatedDevice] = ()) -> None:
         """End every handle, shut every device, and say which of them are proven to be free."""
         for device in lease.devices:
             self.pages.revoke(device.id, lease.fence)
         fenced: dict[str, str] = {}
+        left_alone = {device.id for device in untouched}
         for device in lease.devices:
-            why = self._shut(device, _grant(lease))
+            why = None if device.id in left_alone else self._shut(device, _grant(lease))
             if why is not None:
                 fenced[device.id] = why
         self.ledger.execute(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced, returned=returned))
@@ -101,8 +105,8 @@ class Agent:
         except StaleFence:
             return None  # the device knows a later holder, so this one has lost it
         except HalError as error:
-            _LOG.warning("%s stays fenced after lease %s: %s", device.id, grant.lease, error)
-            return str(error)
+            _LOG.info("%s stays fenced after lease %s: %s", device.id, grant.lease, error)
+            return error.message
         return None
 
     def expire(self) -> tuple[Lease, ...]:
@@ -134,10 +138,13 @@ class Agent:
     def sample(self, devices: Iterable[Device]) -> bool:
         """Ask the drivers how the devices are now and write down what is new; True if a device became unfit."""
         by_driver: dict[str, list[Device]] = {}
+        changed: list[Device] = []
         for device in devices:
             if device.driver in self.drivers:
                 by_driver.setdefault(device.driver, []).append(device)
-        changed: list[Device] = []
+            elif device.allocatable:
+                gone = self._condition(device.id, "NoDriver", f"{device.driver} is not here", Status.UNKNOWN)
+                changed.append(msgspec.structs.replace(device, conditions=(*device.conditions, gone)))
         for name, group in by_driver.items():
             seen = self._sample(self.drivers[name], [device.id for device in group])
             for device in group:

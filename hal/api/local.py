@@ -143,9 +143,10 @@ class LocalBroker:
         trouble: Trouble | None = None
         for _ in range(2):  # a second chance on other devices, should these not let themselves be prepared
             self._sample_candidates(claim)
+            before = set(self.ledger.state.leases) & {claim.id}
             answer = self.ledger.execute(c.ClaimDevices(claim=claim))
             lease = self._granted(claim, answer, trouble)
-            prepared = self.agent.prepare(lease)
+            prepared = self.agent.prepare(lease, fresh=lease.id not in before)
             if isinstance(prepared, Lease):
                 return prepared
             trouble = prepared

@@ -39,7 +39,7 @@ def _print_lease(lease: Lease, now: float) -> None:
         print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}")
 
 
-def claim(options: argparse.Namespace) -> int:
+def do_claim(options: argparse.Namespace) -> int:
     """``hal claim``."""
     wanted = claim_of(options)
     with _broker(options) as broker:
@@ -54,7 +54,7 @@ def claim(options: argparse.Namespace) -> int:
     return 0
 
 
-def open(options: argparse.Namespace) -> int:
+def do_open(options: argparse.Namespace) -> int:
     """``hal open``: open the devices of a lease in this process and show what each can do."""
     with _broker(options) as broker:
         held = broker.get(options.lease)
@@ -84,7 +84,7 @@ def _look(held: HeldLease, device_id: str) -> dict[str, Any]:
     return row
 
 
-def env(options: argparse.Namespace) -> int:
+def do_env(options: argparse.Namespace) -> int:
     """``hal env``: print the lease's environment for a POSIX shell."""
     with _broker(options) as broker:
         held = broker.get(options.lease)
@@ -107,12 +107,12 @@ def _exporters() -> tuple[Any, ...]:
     return loaded_exporters(installed(os.environ), Deadline.after(2.0))
 
 
-def renew(options: argparse.Namespace) -> int:
+def do_renew(options: argparse.Namespace) -> int:
     """``hal renew``."""
     return _with_lease(options, lambda broker: broker.renew(options.lease, options.ttl, options.tenant))
 
 
-def release(options: argparse.Namespace) -> int:
+def do_release(options: argparse.Namespace) -> int:
     """``hal release``."""
     return _with_lease(options, lambda broker: broker.release(options.lease, options.tenant))
 
@@ -133,7 +133,7 @@ def _with_lease(options: argparse.Namespace, work: Callable[[LocalBroker], Lease
     return 0
 
 
-def list(options: argparse.Namespace) -> int:
+def do_list(options: argparse.Namespace) -> int:
     """``hal list``."""
     with _broker(options) as broker:
         leases = broker.list(options.tenant)
@@ -147,7 +147,7 @@ def list(options: argparse.Namespace) -> int:
     return 0
 
 
-def status(options: argparse.Namespace) -> int:
+def do_status(options: argparse.Namespace) -> int:
     """``hal status``."""
     with _broker(options) as broker:
         found = broker.status()
@@ -164,7 +164,7 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def explain(options: argparse.Namespace) -> int:
+def do_explain(options: argparse.Namespace) -> int:
     """``hal explain``: would this claim be granted, and if not, why not; exit code 1 for no."""
     wanted = claim_of(options)
     with _broker(options) as broker:
@@ -182,7 +182,7 @@ def explain(options: argparse.Namespace) -> int:
     return 0 if told.feasible else 1
 
 
-def events(options: argparse.Namespace) -> int:
+def do_events(options: argparse.Namespace) -> int:
     """``hal events``."""
     with _broker(options) as broker:
         for event in broker.events(options.since):

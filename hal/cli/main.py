@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     from hal.cli import leases
 
-    verb: Callable[[argparse.Namespace], int] = getattr(leases, options.verb)
+    verb: Callable[[argparse.Namespace], int] = getattr(leases, f"do_{options.verb}")
     try:
         return verb(options)
     except BrokenPipeError:
@@ -86,7 +86,7 @@ def _other_program(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
     common.add_argument("--state", type=Path, metavar="DIR", help="keep the journal in this folder")
     common.add_argument(
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_claim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", metavar="KIND[:COUNT]", help="gpu, or gpu:4 rnic:4")
     parser.add_argument("--count", type=int, metavar="N", help="how many (1)")
-    parser.add_argument("--where", default="", metavar="EXPRESSION", help="as in: memory_bytes >= 80*GiB")
+    parser.add_argument("--where", default="", metavar="EXPRESSION", help="as in: memory_bytes >= 80*GB")
     parser.add_argument("--same", metavar="PLACE", help="node, numa, pci-switch or rack")
     parser.add_argument("--ttl", type=float, metavar="SECONDS", help="time to live without renewal (60)")
     parser.add_argument("--tenant", help="on whose account (default)")

@@ -1,4 +1,4 @@
-"""The expression language of filters and claims: ``memory_bytes >= 80*GiB and model.startswith("NVIDIA H100")``.
+"""The expression language of filters and claims: ``memory_bytes >= 80*GB and model.startswith("NVIDIA H100")``.
 
 Python's syntax, parsed by :mod:`ast` and kept to a whitelist, compiled once into closures. Logic has three values, as
 in SQL: an attribute that a device lacks makes a comparison *unknown*, ``unknown and False`` is False, ``unknown or
@@ -124,7 +124,7 @@ def compile_selector(text: str, known: Collection[str] | None = None) -> Selecto
             warnings.simplefilter("ignore")  # "\\d" in a text is an odd escape, not a reason to speak
             tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
-        _refuse(text, (error.offset or 1) - 1, error.msg or "does not parse", "write it like memory_bytes >= 80*GiB")
+        _refuse(text, (error.offset or 1) - 1, error.msg or "does not parse", "write it like memory_bytes >= 80*GB")
     except (ValueError, RecursionError, MemoryError) as error:
         _refuse(text, 0, f"does not parse: {error}", "make it shorter and simpler")
     compiler = _Compiler(text.strip(), known)
