@@ -99,10 +99,25 @@ def _device(record: DeviceRecord) -> Device:
 
 
 def snapshot(options: Options) -> int:
-    """Record this machine, or the one under ``--root``, into an archive."""
+    """Record this machine, or the one under ``--root``, into an archive; with several machines one archive each."""
+    from hal.agent.survey import survey
     from hal.host.snapshot import record
 
     target = options.operands[0]
-    record(find_root(options.root), target)
-    say_lines([f"{target}: look at it with hal-probe --root {target}"])
+    found = survey(deadline_seconds=options.timeout, root=find_root(options.root), kinds=())
+    found.close()
+    lines: list[str] = []
+    for host in found.hosts:
+        name = target if len(found.hosts) == 1 else _beside(target, host.node)
+        recording = record(host, name)
+        unread = f", {len(recording.unreadable)} attributes unreadable" if recording.unreadable else ""
+        lines.append(clean(f"{name}: {recording.entries} entries{unread}; look at it with hal-probe --root {name}"))
+    say_lines(lines)
     return 0
+
+
+def _beside(target: str, node: str) -> str:
+    for ending in (".tar.gz", ".tgz"):
+        if target.endswith(ending):
+            return f"{target.removesuffix(ending)}-{node}{ending}"
+    return f"{target}-{node}"

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from hal.agent.report import DriverReport
-from hal.cli.render.text import clean
 from hal.drivers.contract import Problem
 from hal.model.device import Device
 from hal.model.health import Health
@@ -114,6 +113,8 @@ def plain(report: msgspec.Struct) -> Any:
 
 def printable(value: Any) -> Any:
     """Return plain values with lone surrogates, which no UTF-8 text can hold, written as escapes."""
+    from hal.cli.render.text import clean
+
     if isinstance(value, str):
         return value if value.isprintable() else "".join(clean(c) if "\ud800" <= c <= "\udfff" else c for c in value)
     if isinstance(value, dict):

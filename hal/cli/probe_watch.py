@@ -28,11 +28,14 @@ _INTERVAL_SECONDS = 1.0
 
 def watch(options: Options) -> int:
     """Watch until ``--for`` is over or somebody interrupts; the exit status is that of the last look."""
+    import gc
+
+    gc.enable()  # unlike the other verbs, this one stays
     end = Deadline.after(options.seconds) if options.seconds is not None else Deadline.never()
     style = Style(options.color)
     seen = look(options)
     try:
-        with Bell(options.root is None) as bell:
+        with Bell(any(host.root is None for host in seen.survey.hosts)) as bell:
             _say(_first(seen, bell), options, style)
             for problem in seen.survey.problems:
                 _say(_event("problem", f"{problem.source}: {problem.detail}"), options, style)
@@ -40,7 +43,7 @@ def watch(options: Options) -> int:
                 lost = bell.wait(min(options.interval or _INTERVAL_SECONDS, end.remaining_seconds))
                 if lost:
                     _say(
-                        _event("lost", f"{lost} bursts of events were lost; looking at everything again"),
+                        _event("lost", f"the kernel lost events ({lost} overruns); looking at everything again"),
                         options,
                         style,
                     )

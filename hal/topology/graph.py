@@ -98,6 +98,11 @@ def place_of(node: str, address: str) -> str:
     return f"{node}/pci/{address}"
 
 
+def rack_title(name: str) -> str:
+    """Return what to call a rack: its name, which may say already that it is one."""
+    return name if name.lower().startswith("rack") else f"rack {name}"
+
+
 class _Builder:
     def __init__(self, devices: tuple[Device, ...]) -> None:
         self.devices = devices

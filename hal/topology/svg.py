@@ -8,7 +8,7 @@ from hal.model.device import Device
 from hal.model.health import Health, Presence, Status
 from hal.model.kind import Kind
 from hal.topology.distance import is_switched, nvlink_bandwidth, nvlinks
-from hal.topology.graph import Level, Topology, Vertex, build
+from hal.topology.graph import Level, Topology, Vertex, build, rack_title
 from hal.topology.svg_boxes import Box, flow, frame, grid, legend_row, page, painted_chip, stack, text_line
 
 _ORDER = (Kind.DPU, Kind.GPU, Kind.RNIC, Kind.NVME, Kind.NIC, Kind.PMEM, Kind.UPMEM, Kind.MEMORY, Kind.CPU)
@@ -38,10 +38,10 @@ def picture(devices: Iterable[Device], title: str = "") -> str:
     found = tuple(devices)
     drawing = _Drawing(found)
     nodes = drawing.topology.of_level(Level.NODE)
-    said = title or (nodes[0].label if len(nodes) == 1 else f"{len(nodes)} machines")
+    said = title or f"Topology of {nodes[0].label if len(nodes) == 1 else f'{len(nodes)} machines'}"
     body: list[Box] = [text_line(said, size=20, bold=True), text_line(_summary(found), size=13), *drawing.top()]
     body.append(_legend(found))
-    return page(stack(body, gap=14), said)
+    return page(stack(body, gap=12), said)
 
 
 def _summary(devices: Sequence[Device]) -> str:
@@ -55,7 +55,7 @@ def _summary(devices: Sequence[Device]) -> str:
 
 
 def _legend(devices: Sequence[Device]) -> Box:
-    kinds = {device.kind for device in devices}
+    kinds = {device.kind for device in devices if device.kind is not Kind.CPU and not _is_node_memory(device)}
     strips = [(kind.value, colour, colour) for kind, colour in _KIND_COLOURS.items() if kind in kinds]
     healths = [(health.value, *colours) for health, colours in _HEALTH_COLOURS.items()]
     return stack([legend_row("health", healths), legend_row("kind", strips)], gap=4)
@@ -64,24 +64,21 @@ def _legend(devices: Sequence[Device]) -> Box:
 class _Drawing:
     def __init__(self, devices: tuple[Device, ...]) -> None:
         self.topology: Topology = build(devices)
-        self.backing = {
-            str(name): device.id
-            for device in devices
-            if device.kind is Kind.PMEM and isinstance(dimms := device.value("dimms"), tuple)
-            for name in dimms
-        }
         self.behind: dict[str, list[Device]] = {}
-        for device in devices:
-            region = self.backing.get(device.id) or self.backing.get(device.name)
-            if device.kind is Kind.MEMORY and region is not None:
-                self.behind.setdefault(region, []).append(device)
+        self.inner: set[str] = set()
+        for region in devices:
+            dimms = region.value("dimms")
+            if region.kind is Kind.PMEM and isinstance(dimms, tuple):
+                behind = [device for device in devices if _backs(device, region, {str(name) for name in dimms})]
+                self.behind[region.id] = behind
+                self.inner.update(device.id for device in behind)
 
     def top(self) -> list[Box]:
         boxes: list[Box] = []
         for vertex in self.topology.children(self.topology.root):
             if vertex.level is Level.RACK:
                 nodes = [self.node(node) for node in self.topology.children(vertex)]
-                boxes.append(frame(f"rack {vertex.label}", flow(nodes, _PAGE_WIDTH), "#f1f3f4", "#80868b", size=17))
+                boxes.append(frame(rack_title(vertex.label), flow(nodes, _PAGE_WIDTH), "#f1f3f4", "#80868b", size=17))
             else:
                 boxes.append(self.node(vertex))
         return boxes
@@ -164,7 +161,7 @@ class _Drawing:
             return device.health is not Health.HEALTHY
         if device.kind is Kind.CPU or _is_node_memory(device):
             return device.health is not Health.HEALTHY
-        return not (device.id in self.backing or (device.kind is Kind.MEMORY and device.name in self.backing))
+        return device.id not in self.inner
 
     def group(self, title: str, devices: Sequence[Device]) -> Box:
         place = {kind: index for index, kind in enumerate(_ORDER)}
@@ -181,12 +178,14 @@ class _Drawing:
         return painted_chip(
             name=device.name,
             badge=f"NV{lanes}" if lanes else "C2C" if any(link.type == "c2c" for link in device.links) else "",
-            lines=(_model(device), _third_line(device)),
+            lines=(_model(device), _third_line(device) or _part_count(parts)),
             fill=fill,
             stroke=stroke,
             strip=_KIND_COLOURS.get(device.kind, "#5f6368"),
             dashed=device.presence is not Presence.PRESENT,
-            parts=[(part.name, *_HEALTH_COLOURS[part.health]) for part in parts],
+            parts=[
+                (part.name, *_HEALTH_COLOURS[part.health], _KIND_COLOURS.get(part.kind, "#5f6368")) for part in parts
+            ],
         )
 
 
@@ -211,11 +210,22 @@ def _third_line(device: Device) -> str:
     return _gibibytes(size) if size else device.location.pci_address or ""
 
 
+def _part_count(parts: Sequence[Device]) -> str:
+    return f"{len(parts)} {parts[0].kind.value}" if parts else ""
+
+
 def _gibibytes(count: object) -> str:
     if not isinstance(count, (int, float)):
         return ""
     gibibytes = count / (1 << 30)
     return f"{gibibytes / 1024:.3g} TiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
+
+
+def _backs(device: Device, region: Device, dimms: set[str]) -> bool:
+    """True for a DIMM that a region names, by its id, name or serial number."""
+    if device.kind is not Kind.MEMORY or device.location.node != region.location.node:
+        return False
+    return not dimms.isdisjoint((device.id, device.name, device.id.removeprefix("dimm-")))
 
 
 def _is_node_memory(device: Device) -> bool:

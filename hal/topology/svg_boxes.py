@@ -159,9 +159,9 @@ def painted_chip(
     stroke: str,
     strip: str,
     dashed: bool,
-    parts: Sequence[tuple[str, str, str]],
+    parts: Sequence[tuple[str, str, str, str]],
 ) -> Box:
-    """Draw a device: its name, a badge, two lines, and its parts (name, fill, stroke) as small boxes within."""
+    """Draw a device: its name, a badge, two lines, and its parts (name, fill, stroke, strip) as small boxes within."""
     part_rows = (len(parts) + 1) // 2
     height = CHIP_HEIGHT + part_rows * (PART_HEIGHT + 4) + (4 if parts else 0)
 
@@ -180,10 +180,11 @@ def painted_chip(
         for number, line in enumerate(lines):
             drawn.append(write(shorten(line, 11, room), left, y + 37 + 15 * number, 11))
         each = (room - 4) / 2
-        for place, (part, part_fill, part_stroke) in enumerate(parts):
+        for place, (part, part_fill, part_stroke, part_strip) in enumerate(parts):
             px, py = left + (place % 2) * (each + 4), y + CHIP_HEIGHT + (place // 2) * (PART_HEIGHT + 4)
             drawn.append(rectangle(px, py, each, PART_HEIGHT, part_fill, part_stroke, radius=4))
-            drawn.append(write(shorten(part, 10, each - 8), px + 4, py + 15, 10))
+            drawn.append(rectangle(px + 2.5, py + 4, 3, PART_HEIGHT - 8, part_strip, "none", radius=1))
+            drawn.append(write(shorten(part, 10, each - 11), px + 8, py + 15, 10))
         return drawn
 
     return Box(CHIP_WIDTH, height, paint)

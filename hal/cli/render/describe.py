@@ -57,9 +57,10 @@ def number_of(device: Device, name: str) -> float | None:
 
 def model(device: Device) -> str:
     """Return what people call the device, or its PCI ids."""
-    name = text_of(device, "model") or text_of(device, "cpu_model")
-    if name:
-        return name
+    for attribute in ("model", "cpu_model", "part_number", "media"):
+        name = text_of(device, attribute)
+        if name:
+            return name
     vendor, number = text_of(device, "pci_vendor"), text_of(device, "pci_device")
     return f"{vendor}:{number}" if vendor or number else NOTHING
 
@@ -157,7 +158,6 @@ def _pmem(device: Device) -> list[str]:
     domain = text_of(device, "persistence_domain")
     return [
         size(bytes_),
-        text_of(device, "media"),
         text_of(device, "mode"),
         f"persistent from {domain}" if domain and domain != "none" else "volatile" if domain else "",
         f"{count} DIMMs" if count > 1 else "",

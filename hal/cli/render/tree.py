@@ -8,7 +8,7 @@ from hal.cli.render import describe
 from hal.cli.render.text import Style, clean, cut
 from hal.model.health import Health
 from hal.model.kind import Kind
-from hal.topology.graph import Level, Topology, Vertex
+from hal.topology.graph import Level, Topology, Vertex, rack_title
 
 _PLACES = (Level.HOST_BRIDGE, Level.SWITCH)
 
@@ -64,7 +64,7 @@ class _Tree:
         device = vertex.device
         if vertex.level is not Level.DEVICE or device is None:
             text = {
-                Level.RACK: f"rack {vertex.label}",
+                Level.RACK: rack_title(vertex.label),
                 Level.SWITCH: f"switch {vertex.label}",
                 Level.BRIDGE: f"port {vertex.label}",
             }.get(vertex.level, vertex.label)
