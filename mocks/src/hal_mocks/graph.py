@@ -87,7 +87,7 @@ class RnicPort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rnic(msgspec.Struct, frozen=True, kw_only=True):
-    """An RDMA NIC. ``pci`` is empty for a soft one."""
+    """An RDMA NIC. ``pci`` is empty for a soft one; ``node_guid`` has 16 hex digits."""
 
     name: str
     node_guid: str
@@ -147,7 +147,7 @@ class PmemNamespace(msgspec.Struct, frozen=True, kw_only=True):
 
 class PmemRegion(msgspec.Struct, frozen=True, kw_only=True):
     """Interleaved persistent (or volatile CXL) memory. ``persistence_domain`` is ``cpu_cache``,
-    ``memory_controller`` or ``none``.
+    ``memory_controller`` or ``none``; ``set_cookie`` hex digits after ``0x``, or a UUID where nothing persists.
     """
 
     name: str

@@ -133,6 +133,12 @@ class Machine:
         self._sync()
         return tuple(fresh)
 
+    def forget(self) -> None:
+        """Forget everything that was remembered: faults, device state, trees. Fault ids are not given again."""
+        with self.state.locked():
+            self.state.set_faults(())
+            self.state.clear()
+
     def _sync(self) -> None:
         from hal_mocks.sysfs import sync
 

@@ -36,9 +36,11 @@ def devices_of(host: Host) -> Iterator[Named]:
         )
     for region in host.pmem:
         cookie = region.set_cookie.removeprefix("0x")
-        yield Named(f"pmem-{cookie}", region.name, node, Kind.PMEM, _aliases(nd=region.name))
+        own = _aliases(cxl=region.name) if region.persistence_domain == "none" else _aliases(nd=region.name)
+        yield Named(f"pmem-{cookie}", region.name, node, Kind.PMEM, own)
         for dimm in region.dimms:
-            aliases = _aliases(pci=dimm.pci, nd=dimm.name, serial=dimm.serial)
+            own = _aliases(cxl=dimm.name) if dimm.pci else _aliases(nd=dimm.name)
+            aliases = (*_aliases(pci=dimm.pci, serial=dimm.serial), *own)
             yield Named(f"dimm-{dimm.serial}", dimm.name, node, Kind.MEMORY, aliases)
     serials = {dimm.name: dimm.serial for dimm in host.upmem_dimms}
     for module in host.upmem_dimms:

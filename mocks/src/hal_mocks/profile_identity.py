@@ -40,7 +40,12 @@ class Names:
 def guid_of(mac: str) -> str:
     """Return the node GUID that belongs to a MAC address: ``0300`` in its middle, as Mellanox firmware makes it."""
     text = mac.replace(":", "")
-    return f"{text[:4]}:{text[4:6]}03:00{text[6:8]}:{text[8:]}"
+    return f"{text[:6]}0300{text[6:]}"
+
+
+def grouped(digits: str) -> str:
+    """Return a GUID as the kernel prints it: in groups of four hex digits."""
+    return ":".join(digits[at : at + 4] for at in range(0, len(digits), 4))
 
 
 def identify(host: Host, seed: int, profile: str) -> Host:
@@ -88,7 +93,7 @@ def _rnic(rnic: Rnic, names: Names, lid: int) -> Rnic:
 
 def _port(port: RnicPort, mac: str, guid: str, lid: int) -> RnicPort:
     if port.link_layer == "InfiniBand":
-        return replace(port, lid=lid, gids=(f"fe80:0000:0000:0000:{guid}",), gid_types=("IB/RoCE v1",))
+        return replace(port, lid=lid, gids=(f"fe80:0000:0000:0000:{grouped(guid)}",), gid_types=("IB/RoCE v1",))
     octets = [int(part, 16) for part in mac.split(":")]
     octets[0] ^= 2
     local = "fe80:0000:0000:0000:{:02x}{:02x}:{:02x}ff:fe{:02x}:{:02x}{:02x}".format(*octets)
@@ -115,7 +120,10 @@ def _nic(nic: Nic, names: Names) -> Nic:
 def _region(region: PmemRegion, names: Names) -> PmemRegion:
     dimms = tuple(_dimm(dimm, names) for dimm in region.dimms)
     spaces = tuple(space if space.uuid else replace(space, uuid=names.uuid(space.name)) for space in region.namespaces)
-    cookie = region.set_cookie or "0x1" + names.hex(region.name, "cookie", 15)
+    volatile = region.persistence_domain == "none"  # no interleave set of persistent memory: a UUID of its own
+    cookie = region.set_cookie or (
+        names.uuid(region.name, "cookie") if volatile else "0x1" + names.hex(region.name, "cookie", 15)
+    )
     return replace(region, dimms=dimms, namespaces=spaces, set_cookie=cookie)
 
 

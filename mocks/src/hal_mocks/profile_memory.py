@@ -78,7 +78,7 @@ def make_regions(plan: Plan, planned: PlannedRegions) -> tuple[PmemRegion, ...]:
             PmemRegion(
                 name=element.name,
                 numa_node=numa_of[slots[0].addresses[0]] if slots else element.whole("numa") or 0,
-                set_cookie=_cookie(element),
+                set_cookie=_cookie(element, model),
                 size_bytes=total,
                 persistence_domain=model.persistence_domain,
                 media=model.media,
@@ -104,8 +104,10 @@ def make_regions(plan: Plan, planned: PlannedRegions) -> tuple[PmemRegion, ...]:
     return tuple(found)
 
 
-def _cookie(element: Element) -> str:
+def _cookie(element: Element, model: PmemModel) -> str:
     cookie = element.text("cookie")
+    if cookie and model.persistence_domain == "none":
+        raise Mistake(element.at("cookie"), "a volatile region has no interleave set cookie", "leave cookie out")
     digits = cookie.removeprefix("0x")
     if cookie and not (1 <= len(digits) <= 16 and all(digit in "0123456789abcdef" for digit in digits)):
         raise Mistake(element.at("cookie"), f"{cookie!r} is no interleave set cookie", "0x and up to 16 hex digits")

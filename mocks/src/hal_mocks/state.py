@@ -78,3 +78,10 @@ class State:
         folder = self.folder / "devices" / device_id.replace("/", "_").replace(":", "_")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def clear(self) -> None:
+        """Remove what devices remember, and the trees; the control page stays, as other processes have it mapped."""
+        import shutil
+
+        for name in ("devices", "sys"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -119,14 +119,16 @@ def add_pmem(files: Files, host: Host, paths: dict[str, str], views: dict[str, R
                 "nvdimm",
             )
             handle += 1
-        _add_region(files, region, f"{_ACPI_NFIT}/ndbus0", address, views[region.name], region.numa_node)
+        names = [dimm.name for dimm in region.dimms]
+        _add_region(files, region, f"{_ACPI_NFIT}/ndbus0", address, views[region.name], names)
         address += region.size_bytes
     if expanders:
-        _add_cxl(files, expanders, paths, views, address, len(nvdimms))
+        _add_cxl(files, expanders, paths, views, address, handle)
 
 
-def _add_region(files: Files, region: PmemRegion, bus: str, address: int, view: RegionView, numa: int) -> None:
+def _add_region(files: Files, region: PmemRegion, bus: str, address: int, view: RegionView, dimms: list[str]) -> None:
     path = f"{bus}/{region.name}"
+    numa = region.numa_node
     used = sum(space.size_bytes for space in region.namespaces)
     share = region.size_bytes // len(region.dimms)
     attributes: dict[str, str | bytes | int] = {
@@ -147,8 +149,8 @@ def _add_region(files: Files, region: PmemRegion, bus: str, address: int, view: 
         "init_namespaces": f"{len(region.namespaces)}/{len(region.namespaces)}",
         "devtype": "nd_pmem",
     }
-    for number, dimm in enumerate(region.dimms):
-        attributes[f"mapping{number}"] = f"{dimm.name},0,{share},{number}"
+    for number, dimm in enumerate(dimms):
+        attributes[f"mapping{number}"] = f"{dimm},0,{share},{number}"
     files.device(path, "bus/nd", attributes, {"DEVTYPE": "nd_pmem", "MODALIAS": "nd:t2"}, "nd_region")
     number = int("".join(filter(str.isdigit, region.name)) or 0)
     for index, space in enumerate(region.namespaces):
@@ -211,7 +213,7 @@ def _add_cxl(
     paths: dict[str, str],
     views: dict[str, RegionView],
     address: int,
-    first_bus: int,
+    first_nmem: int,
 ) -> None:
     """Add CXL memory devices and their regions (Documentation/ABI/testing/sysfs-bus-cxl).
 
@@ -221,7 +223,7 @@ def _add_cxl(
     decoder = f"{_ACPI_CXL}/decoder0.0"
     files.device(decoder, "bus/cxl", {"devtype": "cxl_decoder_root"}, {"DEVTYPE": "cxl_decoder_root"})
     bridge = f"{_ACPI_CXL}/nvdimm-bridge0"
-    bus = f"{bridge}/ndbus{min(first_bus, 1)}"
+    bus = f"{bridge}/ndbus{min(first_nmem, 1)}"
     persistent = [region for region in regions if region.persistence_domain != "none"]
     if persistent:
         files.device(bridge, "bus/cxl", {"devtype": "cxl_nvdimm_bridge"}, {"DEVTYPE": "cxl_nvdimm_bridge"})
@@ -273,7 +275,13 @@ def _add_cxl(
             files.device(dax, "bus/dax", facts, {"DEVNAME": f"dax{number_}.0"}, "device_dax")
             files.file(f"{path}/numa_node", region.numa_node)
         else:
-            _add_region(files, region, bus, address, views[region.name], region.numa_node)
+            bridged = []
+            for dimm in region.dimms:
+                bridged.append(f"nmem{first_nmem}")
+                facts = {"devtype": "nvdimm", "state": "active", "security": "disabled", "cxl/id": f"0x{dimm.serial}"}
+                files.device(f"{bus}/nmem{first_nmem}", "bus/nd", facts, {"DEVTYPE": "nvdimm"}, "nvdimm")
+                first_nmem += 1
+            _add_region(files, region, bus, address, views[region.name], bridged)
         address += region.size_bytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hal_mocks.graph import Dpu, Host, Nic, Nvme, Rnic, RnicPort
+from hal_mocks.profile_identity import grouped
 from hal_mocks.sysfs_files import Files
 from hal_mocks.sysfs_pci import vital_product_data
 
@@ -37,8 +38,8 @@ def add_rnic(files: Files, rnic: Rnic, index: int, paths: dict[str, str], views:
     path = f"{above}/infiniband/{rnic.name}"
     attributes: dict[str, str | bytes | int] = {
         "node_type": "1: CA",
-        "node_guid": rnic.node_guid,
-        "sys_image_guid": rnic.node_guid,
+        "node_guid": grouped(rnic.node_guid),
+        "sys_image_guid": grouped(rnic.node_guid),
         "node_desc": rnic.name,
         "fw_ver": rnic.firmware,
     }
@@ -88,7 +89,7 @@ def rate_text(rate_gbps: float) -> str:
 
 
 def _ipoib_address(index: int, rnic: Rnic) -> str:
-    digits = f"0000{0x1000 + index:04x}fe80000000000000{rnic.node_guid.replace(':', '')}"
+    digits = f"0000{0x1000 + index:04x}fe80000000000000{rnic.node_guid}"
     return ":".join(digits[at : at + 2] for at in range(0, 40, 2))
 
 
