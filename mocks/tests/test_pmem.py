@@ -285,6 +285,22 @@ def test_a_lost_region_ends_every_verb_and_comes_back(machine):
     assert mapping.read(0, 4) == b"kept"
 
 
+def test_a_lost_dimm_takes_its_region_along(machine):
+    driver = MockPmemDriver(machine)
+    pmem = opened(machine)
+    machine.inject("dimm-0x0000c0d0", FaultType.LOST)
+    assert driver.find(pmem.device.id).health is Health.FAILED
+    for step in (
+        pmem.namespaces,
+        lambda: opened(machine),
+        lambda: driver.prepare(pmem.device.id, Grant(lease="a", fence=1), Deadline.after(1)),
+    ):
+        with pytest.raises(DeviceGone):
+            step()
+    machine.heal()
+    assert pmem.namespaces()
+
+
 def test_a_hung_region_costs_the_deadline_and_a_slow_one_time(machine):
     pmem = opened(machine)
     mapping = pmem.map("namespace0.0")

@@ -16,12 +16,12 @@ from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device, Location
 from hal.model.health import Action, Condition, Severity
 from hal.model.kind import Kind
-from hal_mocks.base import MockDriver, pass_through_faults
+from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Dimm, Host, PmemRegion
 from hal_mocks.machine import Machine, device_not_found
 from hal_mocks.pmem_handle import MockPmem
-from hal_mocks.pmem_region import RegionStore, region_facts, region_id
+from hal_mocks.pmem_region import RegionStore, dimm_id, region_facts, region_id
 
 _SOURCE = "mock:nd"
 
@@ -65,16 +65,25 @@ class MockPmemDriver(MockDriver):
         )
 
     def look_at(self, device: Device) -> Device | None:
-        """Return the device with its faults; one that lies says something else."""
-        seen = super().look_at(device)
+        """Return the device with its faults and those of DIMMs it cannot do without; a liar says something else."""
+        faults = self._faults_of(device)
+        seen = device if not faults else apply_faults(device, faults, self.conditions_of)
         lies = {
             fault.attribute: known(fault.value, _SOURCE)
-            for fault in self.machine.faults_of(device.id)
+            for fault in faults
             if fault.type is FaultType.LIE and fault.attribute
         }
-        if seen is None or not lies:
-            return seen
-        return msgspec.structs.replace(seen, attributes={**seen.attributes, **lies})
+        return msgspec.structs.replace(seen, attributes={**seen.attributes, **lies}) if lies else seen
+
+    def _faults_of(self, device: Device) -> tuple[Fault, ...]:
+        own = self.machine.faults_of(device.id)
+        if device.kind is not Kind.PMEM:
+            return own
+        dimms = self._store(device.id).region.dimms
+        return (
+            *own,
+            *(fault for dimm in dimms for fault in self.machine.faults_of(dimm_id(dimm)) if fault.type in GONE),
+        )
 
     def conditions_of(self, device: Device, fault: Fault) -> Sequence[Condition]:
         """Return what a bad block or a region gone read-only looks like, then what all kinds share."""
@@ -114,7 +123,9 @@ class MockPmemDriver(MockDriver):
 
     def prepare(self, device_id: str, grant: Grant, deadline: Deadline) -> None:
         """Refuse a locked region and a lower fence."""
-        self._refuse_locked(self._store(device_id), "prepare")
+        store = self._store(device_id)
+        store.refuse_lost_dimms("prepare")
+        self._refuse_locked(store, "prepare")
         super().prepare(device_id, grant, deadline)
 
     def unprepare(self, device_id: str, grant: Grant, deadline: Deadline) -> None:
@@ -131,6 +142,7 @@ class MockPmemDriver(MockDriver):
         store = self._store(device_id)
         guard.check()
         pass_through_faults(self.machine, device_id, "open", deadline)
+        store.refuse_lost_dimms("open")
         self._refuse_locked(store, "open")
         return MockPmem(self.machine, self.find(device_id), guard, store)
 
@@ -223,7 +235,7 @@ def _location(host: Host, region: PmemRegion) -> Location:
 
 def _describe_dimm(host: Host, region: PmemRegion, dimm: Dimm, driver: str) -> Device:
     return Device(
-        id=f"dimm-{dimm.serial}",
+        id=dimm_id(dimm),
         kind=Kind.MEMORY,
         name=dimm.name,
         driver=driver,

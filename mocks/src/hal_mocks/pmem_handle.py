@@ -50,6 +50,7 @@ class MockPmem(MockHandle):
                 during=step,
                 hint="open it again and recover from what is durable",
             )
+        self._store.refuse_lost_dimms(step)
 
     def region(self, *, deadline: Deadline | None = None) -> Region:
         """Return the region as it is now."""

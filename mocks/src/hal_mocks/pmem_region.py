@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from hal.errors import DeviceGone
 from hal.interfaces.pmem import (
     NAMESPACE_ALIGNMENT_BYTES,
     ByteRange,
@@ -31,8 +32,9 @@ from hal.interfaces.pmem import (
     merged,
     without,
 )
+from hal_mocks.base import GONE
 from hal_mocks.faults import Fault, FaultType
-from hal_mocks.graph import PmemRegion
+from hal_mocks.graph import Dimm, PmemRegion
 from hal_mocks.machine import Machine
 from hal_mocks.pmem_files import copy_data, create_sparse
 
@@ -42,6 +44,11 @@ _PAGE_BYTES = 64
 def region_id(region: PmemRegion) -> str:
     """Return the device's id: the interleave set's cookie."""
     return "pmem-" + region.set_cookie.removeprefix("0x")
+
+
+def dimm_id(dimm: Dimm) -> str:
+    """Return the id of a DIMM as a device of its own."""
+    return f"dimm-{dimm.serial}"
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -191,6 +198,18 @@ class RegionStore:
             state.set_faults(tuple(kept))
 
     # -- namespaces ---------------------------------------------------------------------------------------------------
+
+    def refuse_lost_dimms(self, step: str) -> None:
+        """Raise ``DeviceGone`` if a DIMM is lost: bytes are interleaved over all of them, so all are needed."""
+        for dimm in self.region.dimms:
+            for fault in self.machine.faults_of(dimm_id(dimm)):
+                if fault.type in GONE:
+                    raise DeviceGone(
+                        f"{dimm.name}, over which the region is interleaved, is lost",
+                        device=self.device_id,
+                        during=step,
+                        hint="ndctl list -D shows the DIMMs; reseat or replace it",
+                    )
 
     def free_extents(self, record: Record) -> list[ByteRange]:
         """Return what no namespace covers, in whole 2 MiB, in order."""
