@@ -220,7 +220,7 @@ class MockRnicDriver(MockDriver):
             self.machine.heal(device_id, type_)
         forget_count(self.machine, device_id)
         for port in place_of(self.machine, device_id).rnic.ports:
-            zero_counters(self.machine, port_key(device_id, port.number))
+            zero_counters(self.machine, port_key(device_id, port.number), places_of(self.machine))
         return Operation.completed(None, device_id, "reset")
 
 

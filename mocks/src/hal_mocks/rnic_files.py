@@ -199,10 +199,14 @@ def tally(machine: Machine, key: str, **counts: int) -> None:
         _counters_path(machine, key).write_bytes(msgspec.json.encode(totals))
 
 
-def zero_counters(machine: Machine, key: str) -> None:
-    """Let a port's counters start again, as after a reset."""
-    with machine.state.locked("rnic.lock"):
-        _counters_path(machine, key).unlink(missing_ok=True)
+def zero_counters(machine: Machine, key: str, device_ids: Iterable[str]) -> None:
+    """Let a port's counters start again, as after a reset; what live queue pairs have counted so far is set off."""
+    with machine.state.locked("rnic-sessions.lock"):
+        live = _live(machine, key, device_ids)
+        with machine.state.locked("rnic.lock"):
+            _counters_path(machine, key).write_bytes(
+                msgspec.json.encode({name: -count for name, count in live.items() if count})
+            )
 
 
 def totals_of(machine: Machine, key: str, device_ids: Iterable[str]) -> dict[str, int]:
@@ -211,15 +215,20 @@ def totals_of(machine: Machine, key: str, device_ids: Iterable[str]) -> dict[str
     ``device_ids`` are the NICs whose queue pairs may talk to the port.
     """
     with machine.state.locked("rnic-sessions.lock"):
-        totals = _totals(machine, key)
-        for device_id in device_ids:
-            for folder in _folders(machine, device_id):
-                for path in _queue_pages(folder):
-                    for name, counts in _counts(path):
-                        if name == key:
-                            for field, count in counts.items():
-                                totals[field] = totals.get(field, 0) + count
-    return totals
+        live, kept = _live(machine, key, device_ids), _totals(machine, key)
+    return {name: live.get(name, 0) + kept.get(name, 0) for name in {**live, **kept}}
+
+
+def _live(machine: Machine, key: str, device_ids: Iterable[str]) -> dict[str, int]:
+    live: dict[str, int] = {}
+    for device_id in device_ids:
+        for folder in _folders(machine, device_id):
+            for path in _queue_pages(folder):
+                for name, counts in _counts(path):
+                    if name == key:
+                        for field, count in counts.items():
+                            live[field] = live.get(field, 0) + count
+    return live
 
 
 def _counters_path(machine: Machine, key: str) -> Path:
