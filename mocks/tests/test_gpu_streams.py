@@ -152,8 +152,10 @@ def test_shared_memory_is_a_blocks_own(gpu):
     assert gpu.copy_to_host(out).tolist() == [sum(range(start, start + 16)) for start in range(0, 64, 16)]
 
 
-@pytest.mark.parametrize(("grid", "block", "shared"), [(0, 1, 0), (1, 1025, 0), (1, (32, 32, 2), 0), ((1, 70_000), 1, 0),
-                                                       (1, 1, 228 << 10), ((1, 1, 1, 1), 1, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("grid", "block", "shared"),
+    [(0, 1, 0), (1, 1025, 0), (1, (32, 32, 2), 0), ((1, 70_000), 1, 0), (1, 1, 228 << 10), ((1, 1, 1, 1), 1, 0)],
+)
 def test_a_launch_beyond_the_limits_is_refused(gpu, grid, block, shared):
     with pytest.raises(InvalidArgument):
         gpu.launch(gpu.load_kernel(lambda block: None), grid, block, shared_bytes=shared)

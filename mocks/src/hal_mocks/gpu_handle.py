@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
+from math import prod
 from os import close as _close
 from types import ModuleType
 from typing import Any
@@ -135,13 +136,20 @@ class MockGpuHandle(MockGpuManagement):
         self._check()
         if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work("allocate", deadline)
-        element = ELEMENTS.get(dtype) or element_of(dtype, self._id)
-        nbytes = shape * element.itemsize if type(shape) is int else bytes_of(shape, element, self._id)
-        if nbytes < 0:
-            raise InvalidArgument(f"{shape} elements", device=self._id, during="allocate", hint="0 or more")
+        element = ELEMENTS.get(dtype)
+        if element is None:
+            element = element_of(dtype, self._id)
+        count: Any = shape if type(shape) is int else prod(shape) if type(shape) is tuple else -1
+        nbytes = count * element.itemsize
+        if type(nbytes) is not int or nbytes < 0:
+            nbytes = bytes_of(shape, element, self._id)
         self._account.take(nbytes)
-        array = np.empty(shape, element) if nbytes < LAZY_FROM_BYTES else make_array(shape, element, nbytes)
-        return MockBuffer(self, array, nbytes)
+        try:
+            array = np.empty(shape, element) if nbytes < LAZY_FROM_BYTES else make_array(shape, element, nbytes)
+        except ValueError as error:
+            self._account.give(nbytes)
+            raise InvalidArgument(str(error), device=self._id, during="allocate", hint="a shape") from error
+        return MockBuffer(self, self._account, array, nbytes)
 
     def copy_to_device(
         self,

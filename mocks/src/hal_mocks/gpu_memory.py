@@ -52,6 +52,7 @@ class Account:
         self._words = contexts.words
         self._mine = MEMORY + slot
         self._epoch = epoch
+        self._used = 0
         self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self.dropped: deque[int] = deque()
@@ -65,15 +66,16 @@ class Account:
         with self._lock:
             if self.dropped:
                 self._collect()
-            words[self._mine] += nbytes
-            used = words[self._mine] if words[COUNT] == 1 else self._contexts.used_bytes()
-            if used <= self.limit_bytes:
+            words[self._mine] = self._used = mine = self._used + nbytes
+            if words[COUNT] == 1 and mine <= self.limit_bytes:
                 return
-            self._contexts.reap()
             used = self._contexts.used_bytes()
+            if used > self.limit_bytes:
+                self._contexts.reap()
+                used = self._contexts.used_bytes()
             if used <= self.limit_bytes:
                 return
-            words[self._mine] -= nbytes
+            words[self._mine] = self._used = mine - nbytes
         free = max(0, self.limit_bytes - (used - nbytes))
         raise OutOfMemory(
             f"{nbytes} bytes were asked for, {free} of {self.limit_bytes} are free",
@@ -85,8 +87,9 @@ class Account:
     def give(self, nbytes: int) -> None:
         """Count what was freed."""
         with self._lock:
+            self._used -= nbytes
             if self._words[EPOCH] == self._epoch:
-                self._words[self._mine] -= nbytes
+                self._words[self._mine] = self._used
 
     def collect(self) -> None:
         """Count what was freed because nobody referred to it any more."""
@@ -96,18 +99,19 @@ class Account:
     def _collect(self) -> None:
         # A buffer that the collector finds says so through a deque: taking the lock there could meet its own holder.
         while self.dropped:
-            nbytes = self.dropped.popleft()
-            if self._words[EPOCH] == self._epoch:
-                self._words[self._mine] -= nbytes
+            self._used -= self.dropped.popleft()
+        if self._words[EPOCH] == self._epoch:
+            self._words[self._mine] = self._used
 
 
 class MockBuffer:
     """A buffer of a mock GPU: a NumPy array that is counted. DLPack calls its place host memory, which it is."""
 
-    __slots__ = ("_array", "_handle", "nbytes")
+    __slots__ = ("_account", "_array", "_handle", "nbytes")
 
-    def __init__(self, handle: MockGpuHandle, array: Array, nbytes: int) -> None:
+    def __init__(self, handle: MockGpuHandle, account: Account, array: Array, nbytes: int) -> None:
         self._handle = handle
+        self._account = account
         self._array: Array | None = array
         self.nbytes = nbytes
 
@@ -133,7 +137,7 @@ class MockBuffer:
         """Give the memory back."""
         if self._array is not None:
             self._array = None
-            self._handle._account.give(self.nbytes)
+            self._account.give(self.nbytes)
 
     def _live(self, step: str) -> Array:
         array = self._array
@@ -145,7 +149,7 @@ class MockBuffer:
 
     def __del__(self) -> None:
         if self._array is not None:
-            self._handle._account.dropped.append(self.nbytes)
+            self._account.dropped.append(self.nbytes)
 
     def __dlpack__(
         self,
@@ -156,12 +160,17 @@ class MockBuffer:
         copy: bool | None = None,
     ) -> Any:
         """Return the capsule. The stream is the consumer's: all work is done before it looks."""
+        array = self.array
+        if dl_device is None and copy is None and max_version is not None:
+            return array.__dlpack__(max_version=max_version)
         asked = {"max_version": max_version, "dl_device": dl_device, "copy": copy}
-        return self.array.__dlpack__(**{name: value for name, value in asked.items() if value is not None})
+        return array.__dlpack__(**{name: value for name, value in asked.items() if value is not None})
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return (1, 0): host memory."""
-        return self._live("dlpack").__dlpack_device__()
+        if self._array is None:
+            self._live("dlpack")
+        return 1, 0
 
     def __repr__(self) -> str:
         return f"<MockBuffer {self.nbytes} bytes on {self._handle._id}{'' if self._array is not None else ', freed'}>"
