@@ -102,10 +102,13 @@ class MockGpuDriver(MockDriver):
         self._raise_fence(device_id, grant, "prepare")
 
     def unprepare(self, device_id: str, grant: Grant, deadline: Deadline) -> None:
-        """Refuse a lower fence; end every context, so that a holder who does not stop is stopped."""
+        """Refuse a lower fence; end the device's contexts, so that a holder who does not stop is stopped.
+
+        Partitions have leases of their own and are left alone.
+        """
         self._described(device_id)
         self._raise_fence(device_id, grant, "unprepare")
-        self.boards.end_contexts(device_id)
+        self.boards.contexts(device_id).end_all()
 
     def open(self, device_id: str, guard: Guard, deadline: Deadline) -> Handle:
         """Open a GPU or a partition."""
