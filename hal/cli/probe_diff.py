@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
+import msgspec
+
 from hal.cli.probe import say_lines, say_report
 from hal.cli.probe_document import DeviceRecord, InventoryReport
-from hal.cli.probe_look import chosen, find_root
+from hal.cli.probe_look import PARTIAL, chosen, find_root
 from hal.cli.probe_options import Options
 from hal.cli.probe_reports import ChangeRecord, DiffReport
 from hal.cli.render.text import Style, clean
+from hal.drivers.contract import Problem
 from hal.errors import UsageError
 from hal.model.device import Device
 from hal.model.event import EventType
@@ -19,16 +22,34 @@ from hal.model.inventory import Change, Inventory, diff
 _MARKS = {EventType.ADDED: ("+", "32"), EventType.REMOVED: ("-", "31"), EventType.CHANGED: ("~", "33")}
 
 
+class _Side(msgspec.Struct, frozen=True, kw_only=True):
+    inventory: Inventory
+    partial: bool
+
+
 def compare(options: Options) -> int:
-    """Compare two machines; 0 if they are the same, 1 if they differ."""
+    """Compare two machines; 0 if they are the same, 1 if they differ, 3 if one of them was seen in part only."""
     import time
 
     old, new = options.operands
-    changes = changes_between(_load(old, options), _load(new, options), options)
-    code = 1 if changes else 0
+    before, after = _load(old, options), _load(new, options)
+    changes = changes_between(before.inventory, after.inventory, options)
+    problems = tuple(
+        Problem(source=name, step="look", detail="its view was partial: what it lacks may only have gone unseen")
+        for name, side in ((old, before), (new, after))
+        if side.partial
+    )
+    code = PARTIAL if problems else 1 if changes else 0
     if options.format != "table":
-        records = tuple(_record(change) for change in changes)
-        say_report(DiffReport(taken_at=time.time(), exit_code=code, old=old, new=new, changes=records), options)
+        report = DiffReport(
+            taken_at=time.time(),
+            exit_code=code,
+            problems=problems,
+            old=old,
+            new=new,
+            changes=tuple(_record(change) for change in changes),
+        )
+        say_report(report, options)
         return code
     style = Style(options.color)
     lines: list[str] = []
@@ -40,6 +61,8 @@ def compare(options: Options) -> int:
         )
         lines += [clean(f"    {field}") for field in change.fields]
     say_lines(lines or ["no difference"])
+    for problem in problems:
+        print(clean(f"hal-probe: {problem.source}: {problem.detail}"), file=sys.stderr)
     return code
 
 
@@ -61,7 +84,7 @@ def _record(change: Change) -> ChangeRecord:
     )
 
 
-def _load(source: str, options: Options) -> Inventory:
+def _load(source: str, options: Options) -> _Side:
     """Read a machine from a JSON report, a snapshot or a recorded tree."""
     if source == "-":
         return _decode(source, sys.stdin.buffer.read())
@@ -79,19 +102,17 @@ def _load(source: str, options: Options) -> Inventory:
 
     found = survey(deadline_seconds=options.timeout, root=find_root(source))
     found.close()
-    return found.inventory
+    return _Side(inventory=found.inventory, partial=found.partial)
 
 
-def _decode(source: str, data: bytes) -> Inventory:
-    import msgspec
-
+def _decode(source: str, data: bytes) -> _Side:
     try:
         report = msgspec.json.decode(data, type=InventoryReport)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{source} is no report of hal-probe: {error}", during="diff", hint="hal-probe --format json writes one"
         ) from error
-    return Inventory(_device(record) for record in report.devices)
+    return _Side(inventory=Inventory(_device(record) for record in report.devices), partial=report.exit_code == PARTIAL)
 
 
 def _device(record: DeviceRecord) -> Device:

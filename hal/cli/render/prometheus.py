@@ -29,7 +29,7 @@ def metrics(devices: Sequence[Device], reports: Iterable[DriverReport], partial:
     """Return all metrics; each family with its help and type before it."""
     lines: dict[str, list[str]] = {name: [] for name in _METRICS}
 
-    def add(name: str, value: float, **labels: object) -> None:
+    def add(name: str, value: float, /, **labels: object) -> None:
         inner = ",".join(f'{key}="{_escape(str(text))}"' for key, text in labels.items())
         lines[name].append(f"{name}{{{inner}}} {value:.17g}" if inner else f"{name} {value:.17g}")
 

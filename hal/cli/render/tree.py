@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hal.cli.render import describe
-from hal.cli.render.text import Style, clean, cut
+from hal.cli.render.text import Style, clean, cut, width
 from hal.model.health import Health
 from hal.model.kind import Kind
 from hal.topology.graph import Level, Topology, Vertex, rack_title
@@ -40,7 +40,7 @@ class _Tree:
     def lines(self, vertex: Vertex, first: str = "", rest: str = "") -> Iterator[str]:
         """Yield a vertex's line, then those of what it contains, with the branches drawn before them."""
         label, painted = self._label(vertex)
-        if self.columns is None or len(first) + len(label) <= self.columns:
+        if self.columns is None or len(first) + width(label) <= self.columns:
             yield (first + painted).rstrip()
         else:
             yield cut(first + label, self.columns)
