@@ -388,6 +388,6 @@ class Dpu(
     ``power_watts``, ``arm_load`` (0 to 1), ``memory_total_bytes``, ``memory_used_bytes``, ``uptime_seconds``.
     """
 
-    def children(self) -> tuple[str, ...]:
+    def children(self, *, deadline: Deadline | None = None) -> tuple[str, ...]:
         """Return the ids of the devices that share the card's fate: its RDMA NICs."""
         ...

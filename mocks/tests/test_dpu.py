@@ -364,6 +364,12 @@ class TestBoots:
         numbers = [line.number for line in dpu.read_console()]
         assert numbers == list(range(len(numbers)))
 
+    def test_an_unknown_word_is_an_error_of_the_caller(self, dpu: MockDpu) -> None:
+        with pytest.raises(InvalidArgument):
+            dpu.reset("gently")
+        with pytest.raises(InvalidArgument):
+            dpu.set_mode("toaster")
+
 
 class TestImages:
     def test_an_image_comes_from_a_file_too_and_survives_a_power_cycle(self, dpu: MockDpu, tmp_path: Path) -> None:

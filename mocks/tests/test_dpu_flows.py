@@ -16,13 +16,13 @@ from hal.drivers.contract import Grant
 from hal.drivers.guard import OpenGuard
 from hal.errors import AuthenticationFailed, DeviceBusy, DeviceGone, InvalidArgument
 from hal.interfaces.deadline import Deadline
-from hal.interfaces.dpu import FlowAction, FlowMatch, FlowVerdict
+from hal.interfaces.dpu import DpuMode, FlowAction, FlowMatch, FlowVerdict
 from hal_mocks import dpu_flows
 from hal_mocks.clock import VirtualClock
 from hal_mocks.dpu import MockDpuDriver
 from hal_mocks.dpu_flows import Packet, inject_packets
 from hal_mocks.dpu_handle import MockDpu
-from hal_mocks.dpu_offloads import start_offload
+from hal_mocks.dpu_offloads import offloads_of, start_offload
 from hal_mocks.dpu_state import begin_boot
 from hal_mocks.graph import Dpu
 from hal_mocks.machine import Machine
@@ -155,10 +155,11 @@ CARD = Dpu(
 )
 
 
-def compute(name: str, data: bytes, **parameters: object) -> bytes:
-    from hal.interfaces.dpu import DpuMode
+ENGINES = {offload.name: offload for offload in offloads_of(CARD, DpuMode.DPU)}
 
-    return start_offload("dpu-S", CARD, DpuMode.DPU, name, data, parameters).wait(Deadline.after(SOON))
+
+def compute(name: str, data: bytes, **parameters: object) -> bytes:
+    return start_offload("dpu-S", ENGINES, name, data, parameters).wait(Deadline.after(SOON))
 
 
 @SAMPLES

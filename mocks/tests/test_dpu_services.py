@@ -167,6 +167,22 @@ def test_a_handler_of_sigterm_has_the_last_word(dpu: MockDpu) -> None:
     assert dpu.logs("polite").endswith("bye\n")
 
 
+def test_a_service_can_be_stopped_as_soon_as_it_is_deployed(dpu: MockDpu) -> None:
+    for number in range(5):
+        dpu.deploy(sh(f"short{number}", FOREVER)).wait(Deadline.after(SOON))
+        service = dpu.stop(f"short{number}", grace_seconds=SOON).wait(Deadline.after(SOON / 2))
+        assert service.exit_code == -signal.SIGTERM, "it got the signal, and was not killed after the grace"
+
+
+def test_a_file_that_cannot_be_executed_says_why(dpu: MockDpu, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF nonsense")
+    program.chmod(0o755)
+    with pytest.raises(InvalidArgument, match="Exec format error"):
+        dpu.deploy(ServiceSpec(name="a", command=(str(program),))).wait(Deadline.after(SOON))
+    assert dpu.services() == ()
+
+
 def test_how_a_service_was_killed_is_told(dpu: MockDpu) -> None:
     dpu.deploy(sh("deaf", "trap '' TERM; echo up; while :; do sleep 0.01; done")).wait(Deadline.after(SOON))
     until(lambda: "up" in dpu.logs("deaf"))

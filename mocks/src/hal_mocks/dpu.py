@@ -25,7 +25,7 @@ from hal_mocks.dpu_telemetry import HOT_CELSIUS
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.machine import Machine
 
-_VENDORS = {"15b3": "NVIDIA", "1dd8": "AMD", "8086": "Intel"}
+_VENDORS = {"15b3": "NVIDIA (Mellanox)", "1dd8": "AMD", "8086": "Intel"}
 
 
 class MockDpuDriver(MockDriver):
@@ -157,7 +157,7 @@ def describe_card(card: Card, driver: str, now: float) -> Device:
     attributes: dict[str, Attribute] = {
         "model": known(dpu.generation, driver),
         "generation": known(dpu.generation, driver),
-        "mode": known(str(state.mode), "rshim:BF_MODE" if not restricted else "firmware"),
+        "mode": known(str(state.mode), "rshim:misc" if not restricted else "firmware"),
         "pending_mode": (
             denied
             if restricted
@@ -188,7 +188,7 @@ def describe_card(card: Card, driver: str, now: float) -> Device:
     }
     if function is not None:
         attributes |= {
-            "vendor": known(_VENDORS.get(function.vendor, function.vendor), "pci.ids"),
+            "vendor": known(_VENDORS.get(function.vendor, function.vendor), "pci-ids"),
             "pci_vendor": known(function.vendor, "sysfs"),
             "pci_device": known(function.device, "sysfs"),
             "pci_class": known(function.class_code, "sysfs"),

@@ -44,6 +44,7 @@ from hal_mocks.machine import Machine
 
 _CONSOLE_POLL_SECONDS = 0.02
 _FW_FATAL_CODE = 0x10
+_STARTS = {ResetLevel.SOFT: BootState.UEFI, ResetLevel.HARD: BootState.ROM}
 
 
 class MockDpu(MockHandle):
@@ -53,6 +54,9 @@ class MockDpu(MockHandle):
         super().__init__(machine, device, guard)
         self._card = find_card(machine, device.id)
         self._services = ServiceTable(self._card)
+        self._engines = {
+            mode: {offload.name: offload for offload in offloads_of(self._card.dpu, mode)} for mode in DpuMode
+        }
 
     def _admit(self, step: str, deadline: Deadline | None) -> CardState:
         """Let the host in if the mode lets it: what works on a card that is still booting or has failed."""
@@ -134,7 +138,12 @@ class MockDpu(MockHandle):
     def reset(self, level: ResetLevel = ResetLevel.SOFT, *, deadline: Deadline | None = None) -> Operation[None]:
         """Restart the cores, or the whole card."""
         self._admit("reset", deadline)
-        start = BootState.UEFI if ResetLevel(level) is ResetLevel.SOFT else BootState.ROM
+        try:
+            start = _STARTS[level]
+        except KeyError:
+            raise InvalidArgument(
+                f"no reset {level!r}", device=self._id, during="reset", hint=f"one of {', '.join(ResetLevel)}"
+            ) from None
         return restart(self._machine, self._card, start, f"{level} reset", deadline)
 
     def power_cycle(self, *, deadline: Deadline | None = None) -> Operation[None]:
@@ -199,14 +208,14 @@ class MockDpu(MockHandle):
     def offloads(self, *, deadline: Deadline | None = None) -> tuple[Offload, ...]:
         """Return what the card computes in its mode."""
         state = self._ready("offloads", deadline)
-        return offloads_of(self._card.dpu, state.mode)
+        return tuple(self._engines[state.mode].values())
 
     def offload(
         self, name: str, buffer: Buffer, *, deadline: Deadline | None = None, **parameters: object
     ) -> Operation[bytes]:
         """Compute one function on this host."""
-        state = self._ready(f"offload {name}", deadline)
-        return start_offload(self._id, self._card.dpu, state.mode, name, buffer, parameters)
+        state = self._ready("offload", deadline)
+        return start_offload(self._id, self._engines[state.mode], name, buffer, parameters)
 
     def add_flow(
         self, match: FlowMatch, action: FlowAction, *, priority: int = 100, deadline: Deadline | None = None

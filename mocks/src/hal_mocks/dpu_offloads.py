@@ -58,18 +58,17 @@ def offloads_of(dpu: Dpu, mode: DpuMode) -> tuple[Offload, ...]:
 
 
 def start_offload(
-    device: str, dpu: Dpu, mode: DpuMode, name: str, buffer: Buffer, parameters: Mapping[str, object]
+    device: str, engines: Mapping[str, Offload], name: str, buffer: Buffer, parameters: Mapping[str, object]
 ) -> Operation[bytes]:
     """Check everything that can be checked, then compute: at once if it is little, else in a thread."""
-    engine = next((offload for offload in offloads_of(dpu, mode) if offload.name == name), None)
+    engine = engines.get(name)
     step = f"offload {name}"
     if engine is None:
-        why = "no engine works in NIC mode" if mode is DpuMode.NIC else f"this {dpu.generation} has no such engine"
         raise Unsupported(
-            why,
+            "the card has no such engine" if engines else "no engine works in NIC mode",
             device=device,
             during=step,
-            hint="set_mode(dpu) and a power cycle" if mode is DpuMode.NIC else "choose one of offloads()",
+            hint="choose one of offloads()" if engines else "set_mode(dpu) and a power cycle",
         )
     view = memoryview(buffer)
     if not view.contiguous:

@@ -39,7 +39,7 @@ class Supervisor(msgspec.Struct, frozen=True, kw_only=True):
 def start_process(
     folder: Path, command: tuple[str, ...], env: Mapping[str, str], token: str, cores: int | None, memory: int | None
 ) -> Supervisor:
-    """Start a command in a session of its own.
+    """Start a command in a session of its own and return once it runs.
 
     ``folder`` receives ``log``, ``pid`` and, at the end, ``exit``. The memory limit is RLIMIT_AS, the core limit an
     affinity. Raises ``OSError``, and ``ValueError`` for arguments that no process can have.
@@ -54,7 +54,7 @@ def start_process(
         start_new_session=True,
     )
     if starter.wait() != 0:
-        raise ChildProcessError(f"its supervisor ended with {starter.returncode}")
+        raise ChildProcessError(read_tail(folder / "error", 4096) or f"its supervisor ended with {starter.returncode}")
     pid = int((folder / "pid").read_text())
     return Supervisor(pid=pid, started=start_time(pid), token=token)
 
