@@ -144,7 +144,8 @@ class Agent:
                 by_driver.setdefault(device.driver, []).append(device)
             elif device.allocatable:
                 gone = self._condition(device.id, "NoDriver", f"{device.driver} is not here", Status.UNKNOWN)
-                changed.append(msgspec.structs.replace(device, conditions=(*device.conditions, gone)))
+                left = [condition for condition in device.conditions if condition.type != gone.type]
+                changed.append(msgspec.structs.replace(device, conditions=(*left, gone)))
         for name, group in by_driver.items():
             seen = self._sample(self.drivers[name], [device.id for device in group])
             for device in group:

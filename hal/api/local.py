@@ -87,8 +87,13 @@ class LocalBroker:
             same_boot = state.boot_id == boot_id
             steady = SteadyClock(offset) if same_boot else SteadyClock.begin(not_before=state.latest_at)
             self.ledger.clock, offset = steady, steady.offset_seconds
+        pages = GuardPages(self._guards)
+        if state.boot_id not in ("", boot_id):
+            for lease in state.leases.values():  # their pages tell the time of another boot
+                for device in lease.devices:
+                    pages.revoke(device.id, lease.fence)
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
-        self.agent = Agent(self.ledger, drivers, GuardPages(self._guards), deadline_seconds)
+        self.agent = Agent(self.ledger, drivers, pages, deadline_seconds)
         self.agent.expire()
         self.agent.reconcile()
         if observe is not None:
