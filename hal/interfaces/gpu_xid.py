@@ -74,7 +74,6 @@ def _fabric(code: int, meaning: str) -> Xid:
         action=Action.DRAIN_RESET,
         blame=Blame.FABRIC,
         radius=Radius.LINK,
-        ends_context=True,
     )
 
 
