@@ -107,7 +107,8 @@ class _Scanner:
             if self.peek(end):
                 break
             if self.peek('"') or self.peek("'"):
-                found.append(self.string())
+                basic = self.peek('"')
+                found.append(_unescaped(self.string()) if basic else self.string())
                 continue
             start = self.at
             while self.at < len(self.text) and self.text[self.at] not in " \t.\n" + end:
@@ -146,3 +147,12 @@ class _Scanner:
                 self.move(1)
             else:
                 return
+
+
+def _unescaped(text: str) -> str:
+    """Return the key that a basic string with escapes stands for."""
+    if "\\" not in text:
+        return text
+    import tomllib
+
+    return str(tomllib.loads(f'key = "{text}"')["key"])
