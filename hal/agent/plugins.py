@@ -17,6 +17,9 @@ from hal.model.kind import Kind
 if TYPE_CHECKING:
     from hal.drivers.loader import Plugin
 
+_HOSTS_SECONDS = 30.0
+"""Writing the trees of a whole rack is disk work done once, so it is given more time than a device is."""
+
 
 class PluginSet:
     """Loads plugins on demand and keeps their problems; nothing a plugin does raises here."""
@@ -38,23 +41,27 @@ class PluginSet:
             self._loaded[plugin.name] = plugin
             self.problems = (*self.problems, *plugin.problems)
 
-    def hosts(self, deadline_seconds: float) -> tuple[HostRoot, ...]:
-        """Return the machines that plugins bring instead of this one; empty for the usual case."""
-        found: list[HostRoot] = []
+    def hosts(self) -> tuple[HostRoot, ...] | None:
+        """Return the machines that plugins bring instead of this one; None for the usual case, that none does.
+
+        One that was to bring machines and failed brings an empty tuple: its devices must not be mixed with this
+        machine's.
+        """
+        found: list[HostRoot] | None = None
         for plugin in self._loaded.values():
             for factory in plugin.factories:
                 if factory.hosts is not None and called_for(factory.matches, self.environ):
-                    found.extend(self._ask_hosts(plugin, factory, deadline_seconds))
-        return tuple(found)
+                    found = [*(found or ()), *self._ask_hosts(plugin, factory)]
+        return None if found is None else tuple(found)
 
-    def _ask_hosts(self, plugin: Plugin, factory: DriverFactory, deadline_seconds: float) -> Sequence[HostRoot]:
+    def _ask_hosts(self, plugin: Plugin, factory: DriverFactory) -> Sequence[HostRoot]:
         from hal.drivers.guarded import Call, describe
 
         ask, environ = factory.hosts, self.environ
         if ask is None:
             return ()
         call = Call(lambda: tuple(ask(environ)), factory.name)
-        if call.join(Deadline.after(deadline_seconds)) and call.value is not None:
+        if call.join(Deadline.after(_HOSTS_SECONDS)) and call.value is not None:
             return call.value
         detail = describe(call.error) if call.error is not None else "did not answer in time"
         problem = Problem(source=plugin.name, step="hosts", detail=detail)

@@ -81,7 +81,11 @@ def survey(
     by_environment = [entry for entry in entries if speaks_to_environment(entry, environ)]
     plugins = PluginSet(entries, environ)
     plugins.load(by_environment, deadline_seconds)
-    hosts = (_recorded(root),) if root else plugins.hosts(deadline_seconds) or (HostRoot(node=os.uname().nodename),)
+    brought = None if root else plugins.hosts()
+    if root:
+        hosts: tuple[HostRoot, ...] = (_recorded(root),)
+    else:
+        hosts = (HostRoot(node=os.uname().nodename),) if brought is None else brought
     host_found, host_reports = _look_at_hosts(hosts, deadline_seconds)
     plugins.load([entry for entry in entries if wants(entry, host_found, hosts)], deadline_seconds)
     context = Context(hosts=hosts, environ=environ)
