@@ -1,1 +1,1 @@
-"""."""
+"""A node's side: one look at the machine, devices prepared for holders and taken back."""

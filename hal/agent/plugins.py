@@ -29,6 +29,7 @@ class PluginSet:
         self.environ = environ
         self.problems: tuple[Problem, ...] = ()
         self._loaded: dict[str, Plugin] = {}
+        self._without_hosts: set[str] = set()
 
     def load(self, entries: Iterable[Entry], deadline_seconds: float) -> None:
         """Load the plugins that are not loaded yet, side by side."""
@@ -66,6 +67,7 @@ class PluginSet:
         detail = describe(call.error) if call.error is not None else "did not answer in time"
         problem = Problem(source=plugin.name, step="hosts", detail=detail)
         self.problems = (*self.problems, problem)
+        self._without_hosts.add(plugin.name)
         return ()
 
     def factories(
@@ -74,6 +76,8 @@ class PluginSet:
         """Return (plugin, factory) for every driver whose hardware may be here."""
         chosen: list[tuple[str, DriverFactory]] = []
         for plugin in self._loaded.values():
+            if plugin.name in self._without_hosts:
+                continue  # its drivers could only repeat what went wrong
             for factory in plugin.factories:
                 if wanted is not None and not wanted.intersection(factory.kinds):
                     continue
