@@ -1,1 +1,1 @@
-"""."""
+"""The commands: hal-probe looks, hal claims and opens."""
