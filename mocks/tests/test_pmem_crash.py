@@ -58,8 +58,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def mapped(machine: Machine, driver: MockPmemDriver | None = None):
     driver = driver or MockPmemDriver(machine)
-    device = driver.describe()[0]
-    return driver.open(device.id, OpenGuard(), Deadline.after(10)).map("namespace0.0")
+    return driver.open("pmem-0000000000000001", OpenGuard(), Deadline.after(10)).map("namespace0.0")
 
 
 RECORD = bytes(range(1, 97))
@@ -207,6 +206,22 @@ def test_stores_of_the_dead_reach_nobody(machine):
     power_failure(machine, seed=0)
     mapping.buffer[0:5] = b"ghost"
     assert mapped(machine).read(0, 5) == bytes(5)
+
+
+def test_cleared_poison_stays_zero(machine):
+    for seed in range(6):
+        mapping = mapped(machine)
+        mapping.memcpy_persist(0, b"x" * 256)
+        mapping.clear_poison(0, 256)
+        power_failure(machine, seed=seed)
+        assert mapped(machine).read(0, 256) == bytes(256)
+
+
+def test_a_power_failure_brings_nothing_back_that_was_scrubbed(machine):
+    mapped(machine).memcpy_persist(0, b"secret")
+    MockPmemDriver(machine).scrub("pmem-0000000000000001").wait()
+    power_failure(machine, seed=1)
+    assert mapped(machine).read(0, 6) == bytes(6)
 
 
 def test_power_fails_by_region_by_host_or_everywhere(tmp_path):

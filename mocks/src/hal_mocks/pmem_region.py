@@ -6,7 +6,8 @@ tells them apart: see :mod:`hal_mocks.pmem_crash`. A region whose caches are in 
 no ``media``. Killing a process loses nothing, because the kernel keeps the pages.
 
 ``page`` is a page of 64-bit words that all holders map: word 0 is the epoch (every power failure and every taking-back
-begins a new one, and handles of an older one are dead), word 1 counts changes of the namespaces.
+begins a new one, and handles of an older one are dead), word 1 counts changes of the record, which lies in two files by
+turns: the even and the odd ones. So a change is one store, and a process killed on its way there has changed nothing.
 """
 
 from __future__ import annotations
@@ -73,11 +74,10 @@ class RegionStore:
         self.device_id = region_id(region)
         self.domain = PersistenceDomain(region.persistence_domain)
         self.folder = machine.state.device(self.device_id)
-        self._record_path = self.folder / "region.json"
         self.page = self._map_page()
-        if not self._record_path.exists():
+        if not self.page[1]:
             with self.locked():
-                if not self._record_path.exists():
+                if not self.page[1]:
                     self.save(Record(namespaces=_initial_namespaces(region)))
 
     def _map_page(self) -> memoryview:
@@ -97,23 +97,21 @@ class RegionStore:
 
     def load(self) -> Record:
         """Return what is written down."""
-        return _DECODER.decode(self._record_path.read_bytes())
-
-    @contextmanager
-    def change(self) -> Iterator[Record]:
-        """Let the caller change the record under the lock; it is replaced in one step at the end."""
-        with self.locked():
-            record = self.load()
-            yield record
-            self.save(record)
+        while True:
+            changes = self.page[1]
+            content = self._record_path(changes).read_bytes()
+            if self.page[1] == changes:  # else it was overtaken, and the file may be half of a newer one
+                return _DECODER.decode(content)
 
     def save(self, record: Record) -> None:
         """Replace the record in one step; call under :meth:`locked`."""
-        fresh = self._record_path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(record))
-        fresh.replace(self._record_path)
+        changes = self.page[1] + 1
+        self._record_path(changes).write_bytes(msgspec.json.encode(record))
+        self.page[1] = changes
         self.page[0] = record.epoch
-        self.page[1] = record.generation
+
+    def _record_path(self, changes: int) -> Path:
+        return self.folder / ("record-odd.json" if changes % 2 else "record-even.json")
 
     # -- files --------------------------------------------------------------------------------------------------------
 
