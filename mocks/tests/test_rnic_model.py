@@ -47,7 +47,7 @@ def test_every_word_is_what_some_legal_order_makes_of_it(nics, steps, seed, own)
     near, far = nics
     connection, back = connect(near, far)
     connection._lateness = Lateness(str(seed))
-    connection._pattern = connection._lateness.pattern
+    connection._next_late = connection._lateness.turns()
     # A word's possible values: one where everything is fenced, more while puts to it are under way.
     settled: list[int] = [0] * WORDS
     late: list[set[int]] = [set() for _ in range(WORDS)]

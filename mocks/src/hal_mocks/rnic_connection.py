@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
-from hal_mocks.rnic_files import IN_BYTES, IN_PACKETS, OUT_BYTES, OUT_PACKETS, RTS
+from hal_mocks.rnic_files import RTS
 from hal_mocks.rnic_memory import ADD, GET, NEEDED, PUT, SWAP, Target, as_bytes
 from hal_mocks.rnic_messages import Messages
 from hal_mocks.rnic_pair import MTU_BYTES
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hal.interfaces.rnic import Readable, Writable
 
 _MAY_WRITE, _MAY_READ, _MAY_CHANGE = int(NEEDED[PUT]), int(NEEDED[GET]), int(NEEDED[ADD])
-_LAST_TURN = Lateness.LENGTH - 1
 _WORD = 1 << 64
 _PLAIN = (memoryview, bytearray)
 
@@ -33,25 +32,24 @@ class MockConnection(Messages):
     ) -> Operation[None]:
         """Write into the target's memory, now or a little later, as the seed says."""
         self._check()
-        words = self._words
-        if self._control[0] != self._clear or words[0] != RTS or self._peer[0] != RTS:
+        if self._control[0] != self._clear or self._words[0] != RTS or self._peer[0] != RTS:
             refused = self._admit("put", deadline)
             if refused is not None:
                 return refused
         target = self._targets.get(rkey) or self._resolve(rkey)
         if target is None:
             return self._refuse("put", "no region has this key")
-        self._turn = turn = self._turn + 1 & _LAST_TURN
+        late = self._next_late()
         offset = remote_address - target.base
         try:
             size = len(local)  # type: ignore[arg-type]
-            if self._pattern[turn] or offset < 0 or offset + size > target.length or not target.words[0] & _MAY_WRITE:
-                return self._put(target, offset, local, self._pattern[turn])
-            target.view[offset : offset + size] = local  # type: ignore[index]
+            if late or offset < 0 or offset + size > target.length or not target.words[0] & _MAY_WRITE:
+                return self._put(target, offset, local, late)
+            target.view[offset : offset + size] = local  # type: ignore[index, assignment]
         except (TypeError, ValueError):  # elements that are not bytes, or memory of another process: the long way
             return self._put(target, offset, local, 0)
-        words[OUT_BYTES] += size
-        words[OUT_PACKETS] += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
+        self._out_bytes += size
+        self._out_packets += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
         return self._done
 
     def _put(self, target: Target, offset: int, local: Readable, late: int) -> Operation[None]:
@@ -66,7 +64,7 @@ class MockConnection(Messages):
                 self._drive()
             if self._error is not None or not self._attempt("put", lambda: target.put(offset, data)):
                 return Operation.failed(self._error or self._flushed("put"), self._id, "put")
-        self._count(OUT_BYTES, OUT_PACKETS, data.nbytes)
+        self._count(data.nbytes, 0)
         return self._done
 
     def get(
@@ -74,38 +72,37 @@ class MockConnection(Messages):
     ) -> Operation[None]:
         """Read from the target's memory; the bytes land now, or when the operation is looked at, as the seed says."""
         self._check()
-        words = self._words
-        if self._control[0] != self._clear or words[0] != RTS or self._peer[0] != RTS:
+        if self._control[0] != self._clear or self._words[0] != RTS or self._peer[0] != RTS:
             refused = self._admit("get", deadline)
             if refused is not None:
                 return refused
         target = self._targets.get(rkey) or self._resolve(rkey)
         if target is None:
             return self._refuse("get", "no region has this key")
-        self._turn = turn = self._turn + 1 & _LAST_TURN
+        late = self._next_late()
         offset = remote_address - target.base
         try:
             size = len(local)  # type: ignore[arg-type]
             if (
-                self._pattern[turn]
+                late
                 or offset < 0
                 or offset + size > target.length
                 or not target.words[0] & _MAY_READ
                 or type(local) not in _PLAIN
             ):
-                return self._get(target, offset, local, self._pattern[turn])
+                return self._get(target, offset, local, late)
             local[:] = target.view[offset : offset + size]  # type: ignore[index]
         except (TypeError, ValueError):
             return self._get(target, offset, local, 0)
-        words[IN_BYTES] += size
-        words[IN_PACKETS] += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
+        self._in_bytes += size
+        self._in_packets += 1 if size <= MTU_BYTES else -(-size // MTU_BYTES)
         return self._done
 
     def _get(self, target: Target, offset: int, local: Writable, late: int) -> Operation[None]:
         into = as_bytes(local, self._id, "get", writable=True)
         if not self._allows(target, offset, into.nbytes, _MAY_READ):
             return self._refuse("get", "range or right")
-        self._count(IN_BYTES, IN_PACKETS, into.nbytes)
+        self._count(0, into.nbytes)
         if late == Lateness.LATE:
             request = WorkRequest(self._id, "get", self.progress)
             self._stage(Staged(target, offset, None, into, request))
@@ -148,6 +145,5 @@ class MockConnection(Messages):
         found: list[int] = []
         if not self._attempt(step, lambda: found.append(target.change(verb, offset, first, second))):
             return Operation.failed(self._error or self._flushed(step), self._id, step)
-        self._count(OUT_BYTES, OUT_PACKETS, 8)
-        self._count(IN_BYTES, IN_PACKETS, 8)
+        self._count(8, 8)
         return Operation.completed(found[0], self._id, step)

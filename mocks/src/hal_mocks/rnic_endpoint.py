@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from hal.errors import DeviceBusy, TransferError
@@ -100,9 +101,9 @@ class MockEndpoint:
                 accepted, _ = self._listener.accept()
                 accepted.setblocking(False)
                 self._accepted[accepted] = False
-                self.nic.engine.watch(accepted.fileno(), lambda events, peer=accepted: self._rung(peer))
+                self.nic.engine.watch(accepted.fileno(), partial(self._rung, accepted))
 
-    def _rung(self, accepted: socket.socket) -> None:
+    def _rung(self, accepted: socket.socket, events: int) -> None:
         """A peer rang (D), asks for user memory (R), or is gone."""
         greeted = self._accepted.get(accepted, False)
         try:

@@ -19,6 +19,7 @@ from hal_mocks.rnic_engine import Engine
 from hal_mocks.rnic_files import Session, port_key, totals_of
 from hal_mocks.rnic_link import card_is_up, observe, place_of, places_of, ports_of
 from hal_mocks.rnic_memory import MockRegion
+from hal_mocks.rnic_pair import LIVE
 
 if TYPE_CHECKING:
     from hal.interfaces.rnic import Writable
@@ -78,13 +79,15 @@ class MockRnic(MockHandle):
         """Return what the port has counted in all processes."""
         faults = self._enter("counters", deadline)
         found = self._port(port, "counters")
+        for connection in tuple(LIVE):
+            connection.publish()
         totals = totals_of(self._machine, port_key(self._id, port), places_of(self._machine))
         source = f"mock:counters/{port}"
         counters = {name: known(totals.get(name, 0), source) for name in COUNTERS}
         counters["link_downed"] = known(observe(self._machine, self._id).count, source)
-        only, other = INFINIBAND_ONLY, ETHERNET_ONLY
-        if found.link_layer is LinkLayer.ETHERNET:
-            only, other = other, only
+        is_ethernet = found.link_layer is LinkLayer.ETHERNET
+        only: tuple[str, ...] = ETHERNET_ONLY if is_ethernet else INFINIBAND_ONLY
+        other: tuple[str, ...] = INFINIBAND_ONLY if is_ethernet else ETHERNET_ONLY
         counters |= {name: known(0, source) for name in only}
         for name in other:
             counters[name] = absent(Absence.UNSUPPORTED, source, f"not on {found.link_layer}")

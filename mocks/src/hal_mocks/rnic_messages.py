@@ -10,9 +10,9 @@ from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import CompletionCode
 from hal_mocks.rnic_engine import is_gone
-from hal_mocks.rnic_files import ACCESS, ERROR, OUT_BYTES, OUT_PACKETS, STATE, tally
+from hal_mocks.rnic_files import ACCESS, ERROR, STATE, tally
 from hal_mocks.rnic_memory import GET, NEEDED, PUT, as_bytes
-from hal_mocks.rnic_pair import QueuePair
+from hal_mocks.rnic_pair import QueuePair, packets
 from hal_mocks.rnic_queue import Receive, Send, Staged, WorkRequest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Messages(QueuePair):
         self._ring()
         if not fits:
             return Operation.failed(self._break(self._too_long(message.nbytes)), self._id, "send")
-        self._count(OUT_BYTES, OUT_PACKETS, message.nbytes)
+        self._count(message.nbytes, 0)
         return self._done
 
     def recv(self, local: Writable, *, deadline: Deadline | None = None) -> Operation[int]:
@@ -83,6 +83,7 @@ class Messages(QueuePair):
         if refused is not None:
             return refused
         self._drive()
+        self.publish()
         if self._error is None and is_gone(self._doorbell):
             self._lose_peer()
         return self._done if self._error is None else Operation.failed(self._error, self._id, "flush")
@@ -117,7 +118,8 @@ class Messages(QueuePair):
                     broken = self._too_long(send.message.nbytes)
                     send.request.fail(broken)
                 else:
-                    self._count(OUT_BYTES, OUT_PACKETS, send.message.nbytes)
+                    self._mail_bytes += send.message.nbytes
+                    self._mail_packets += packets(send.message.nbytes)
                     finished.append((send.request, None))
             if broken is None and queues.sends and queues.sends[0].expires_at < time.monotonic():
                 broken = self._transfer("send", "the peer posted no receive in time", CompletionCode.RNR_RETRY_EXCEEDED)

@@ -59,7 +59,7 @@ def decode_address(raw: bytes, device: str) -> Address:
 
 class _Boot(NamedTuple):
     card: Card
-    count: int
+    number: int
 
 
 class Route:
@@ -96,7 +96,7 @@ class Route:
 
     def was_rebooted(self) -> bool:
         """True if a DPU that carries one of the NICs has booted since: its queue pairs are forgotten."""
-        return any(boot.card.state().boots != boot.count for boot in self._boots)
+        return any(boot.card.state().boots != boot.number for boot in self._boots)
 
     def is_degraded(self) -> bool:
         """True if the link of either side runs below its rate, which costs symbol errors."""

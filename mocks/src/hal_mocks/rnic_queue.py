@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import cycle
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,6 +106,10 @@ class Lateness:
         kinds = (0, self.LATE, self.DRIVE)
         early = self._random.choices(kinds, (13, 2, 1), k=self.EARLY)
         self.pattern = bytes([*early, *self._random.choices(kinds, (125, 2, 1), k=self.LENGTH - self.EARLY)])
+
+    def turns(self) -> Callable[[], int]:
+        """Return what says for one request after the other whether it is late."""
+        return cycle(self.pattern).__next__
 
     def shuffle(self, work: list[Staged]) -> None:
         """Put late work into some order: nothing promised one."""
