@@ -11,7 +11,7 @@ from hal.broker.journal import load_state
 from hal.broker.ledger import Ledger
 from hal.broker.memory import MemoryStore
 from hal.broker.record import LeaseEnded, LeaseGranted
-from hal.errors import ClaimError, LeaseNotFound
+from hal.errors import ClaimError, LeaseNotFound, StaleFence
 from hal.errors import LeaseEnded as LeaseIsOver
 from hal.model.kind import Kind
 from hal.model.lease import LeaseState
