@@ -71,7 +71,8 @@ def _add_memory(scan: Scan, name: str, path: str) -> None:
 
 def _add_region(scan: Scan, name: str, path: str) -> str:
     tree = scan.tree
-    children = [child for child in tree.names(path) if child.startswith("dax")]
+    outer = [child for child in tree.names(path) if child.startswith("dax_region")]
+    children = [f"{one}/{child}" for one in outer for child in tree.names(f"{path}/{one}") if child.startswith("dax")]
     place = scan.placement.place_folder("cxl-" + name, path, children)
     facts = scan.facts(None, place)
     size = tree.count(path, "size")
@@ -92,6 +93,6 @@ def _add_region(scan: Scan, name: str, path: str) -> str:
         name="cxl-" + name,
         location=scan.locate(None, place),
         attributes=facts,
-        aliases=("cxl:" + name, *("dax:" + child for child in children if "." in child)),
+        aliases=("cxl:" + name, *("dax:" + child.rpartition("/")[2] for child in children)),
         capacity={"memory_bytes": size.value} if isinstance(size.value, int) else None,
     )

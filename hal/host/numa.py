@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from hal.host.tree import Missing, parse_number
+from hal.host.tree import EMPTY, Missing, parse_number
 from hal.model.attributes import Absence, Attribute
 
 if TYPE_CHECKING:
@@ -49,19 +49,17 @@ class Placement:
         for name in tree.names(NODES):
             if not name.startswith("node") or not name[4:].isdecimal() or len(name) > 9:
                 continue
-            listed = tree.read(f"{NODES}/{name}/cpulist")
+            listed: str | Missing = tree.read(f"{NODES}/{name}/cpulist")
             node = int(name[4:])
-            if isinstance(listed, str):
-                cpus = parse_cpulist(listed)
-                self.cpus[node] = cpus or set()
-                self.cpulists[node] = (
-                    Attribute("", "sysfs:cpulist", Absence.MALFORMED)
-                    if cpus is None
-                    else Attribute(listed, "sysfs:cpulist")
-                )
+            if listed is EMPTY:  # a node of memory alone
+                listed = ""
+            cpus = parse_cpulist(listed) if isinstance(listed, str) else None
+            self.cpus[node] = cpus or set()
+            if cpus is not None:
+                self.cpulists[node] = Attribute(str(listed), "sysfs:cpulist")
             else:
-                self.cpus[node] = set()
-                self.cpulists[node] = listed.attribute("sysfs:cpulist")
+                why = Missing(Absence.MALFORMED, "no list of CPUs") if isinstance(listed, str) else listed
+                self.cpulists[node] = why.attribute("sysfs:cpulist")
         self._only = next(iter(self.cpus)) if len(self.cpus) == 1 else None
         self._bridges: dict[str, int | None] = {}
         self._places: dict[tuple[int, str], Place] = {}
