@@ -32,10 +32,13 @@ class Column:
         self.width = max(width(title), max(map(width, cells), default=0))
 
 
-def fit(columns: Sequence[Column], total: int | None, order: Sequence[str]) -> list[Column]:
+def fit(
+    columns: Sequence[Column], total: int | None, order: Sequence[str], steps: Sequence[tuple[str, int]] = ()
+) -> list[Column]:
     """Shrink columns, then drop them, in the order of ``order`` (the least important first), until they fit.
 
-    Sets the columns' widths; returns those that stay. At least the last of ``order`` stays, cut as far as it must be.
+    Before any is shrunk as far as it goes, ``steps`` (title, width) are tried one after another. Sets the columns'
+    widths; returns those that stay. At least the last of ``order`` stays, cut as far as it must be.
     """
     kept = [column for column in columns if any(cell not in ("", describe.NOTHING) for cell in column.cells)]
     kept = kept or list(columns[:1])
@@ -43,11 +46,12 @@ def fit(columns: Sequence[Column], total: int | None, order: Sequence[str]) -> l
         return kept
     by_title = {column.title: column for column in kept}
     ranked = [by_title[title] for title in order if title in by_title]
-    for column in ranked:
+    softly = [(by_title[title], least) for title, least in steps if title in by_title]
+    for column, least in (*softly, *((column, column.least or column.width) for column in ranked)):
         over = _sum(kept) - total
         if over <= 0:
             return kept
-        column.width = max(min(column.width, max(column.least, width(column.title))), column.width - over)
+        column.width = max(min(column.width, max(least, width(column.title))), column.width - over)
     for column in ranked[:-1]:
         if _sum(kept) <= total:
             break
@@ -85,7 +89,8 @@ def draw(columns: Sequence[Column], paint: Callable[[str, int, str], str] | None
     return lines
 
 
-_ORDER = ("DETAIL", "MODEL", "LINK (now / max)", "NUMA", "PCI", "KIND", "HEALTH", "NAME")
+_ORDER = ("DETAIL", "MODEL", "LINK", "NUMA", "PCI", "KIND", "HEALTH", "NAME")
+_STEPS = (("DETAIL", 36), ("MODEL", 22), ("DETAIL", 20))
 
 
 def device_table(devices: Sequence[Device], columns: int | None = None, style: Style | None = None) -> list[str]:
@@ -100,12 +105,13 @@ def device_table(devices: Sequence[Device], columns: int | None = None, style: S
             Column("MODEL", [describe.model(device) for device in devices], 12, cut_middle),
             Column("NUMA", [describe.numa(device) for device in devices], 0, right=True),
             Column("PCI", [clean(device.location.pci_address or describe.NOTHING) for device in devices], 0),
-            Column("LINK (now / max)", [describe.link(device) for device in devices], 0),
+            Column("LINK", [describe.link(device) for device in devices], 0),
             Column("HEALTH", [device.health.value for device in devices], 0),
             Column("DETAIL", [describe.detail(device) for device in devices], 12),
         ),
         columns,
         _ORDER,
+        _STEPS,
     )
 
     def paint(title: str, row: int, cell: str) -> str:
