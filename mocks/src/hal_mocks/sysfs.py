@@ -146,6 +146,7 @@ def _add_quirks(files: Files, host: Host, paths: Mapping[str, str]) -> None:
             if not folders:
                 continue
             path = folders[0] + below
+        path = _followed(files, path)
         if quirk.how == "missing":
             for entry in [path, *files.below(path)]:
                 files.entries.pop(entry, None)
@@ -160,6 +161,16 @@ def _add_quirks(files: Files, host: Host, paths: Mapping[str, str]) -> None:
             files.file(path, quirk.value)
         else:
             files.entries[path] = FOLDER
+
+
+def _followed(files: Files, path: str) -> str:
+    """Return where a path below a bus's link to a function really is."""
+    start, address, below = path.partition("sys/bus/pci/devices/")
+    name, slash, rest = below.partition("/")
+    link = files.entries.get(f"{address}{name}")
+    if start or not slash or not isinstance(link, str):
+        return path
+    return f"sys/{link.removeprefix('../../../')}/{rest}"
 
 
 def _update(machine: Machine) -> Stamp:

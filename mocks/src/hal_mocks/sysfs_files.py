@@ -121,6 +121,17 @@ def write_all(root: str, entries: Mapping[str, Entry]) -> None:
 def write_changes(root: str, before: Mapping[str, Entry], after: Mapping[str, Entry]) -> int:
     """Make the tree of ``before`` that of ``after``, each file in one step; returns how many entries changed."""
     changes = 0
+    kept = _folders(after)
+    for path, entry in before.items():
+        if path not in after or path in kept:
+            changes += 1
+            if not isinstance(entry, Folder):
+                Path(root, path).unlink(missing_ok=True)
+    for folder in sorted(_folders(before) - kept, key=len, reverse=True):
+        try:
+            os.rmdir(f"{root}/{folder}")
+        except OSError:
+            pass  # somebody put a file of his own there
     for path, entry in after.items():
         old = before.get(path)
         if old is not None and type(old) is type(entry) and (old == entry or isinstance(entry, Fifo | Folder)):
@@ -132,17 +143,6 @@ def write_changes(root: str, before: Mapping[str, Entry], after: Mapping[str, En
             fresh = f"{where}.new-{os.getpid()}"
             _create(fresh, entry)
             os.replace(fresh, where)
-    kept = _folders(after)
-    gone = [path for path in before if path not in after]
-    for path in gone:
-        changes += 1
-        if not isinstance(before[path], Folder):
-            Path(root, path).unlink(missing_ok=True)
-    for folder in sorted(_folders(before) - kept, key=len, reverse=True):
-        try:
-            os.rmdir(f"{root}/{folder}")
-        except OSError:
-            pass  # somebody put a file of his own there
     return changes
 
 
