@@ -1,1 +1,96 @@
-"""hal: one way to find, lease, open and mend the accelerators of a data center."""
+"""hal: one way to find, lease, open and mend the accelerators of a data center.
+
+    >>> import hal
+    >>> found = hal.survey()                      # one look at this machine
+    >>> gpus = found.inventory.of_kind(hal.Kind.GPU)
+
+Names are imported when they are first used, so that ``import hal`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hal.agent.survey import Survey, survey
+    from hal.api.held import HeldLease, open_lease
+    from hal.api.local import LocalBroker, open_broker
+    from hal.errors import HalError
+    from hal.interfaces.deadline import Deadline
+    from hal.interfaces.operation import Operation
+    from hal.model.attributes import Absence, Attribute
+    from hal.model.claim import Claim, Constraint, Locality, Request
+    from hal.model.device import Device, Link, Location
+    from hal.model.health import Condition, Health, Severity
+    from hal.model.inventory import Inventory
+    from hal.model.kind import Kind
+    from hal.model.lease import Lease
+
+_HOMES = {
+    "Absence": "hal.model.attributes",
+    "Attribute": "hal.model.attributes",
+    "Claim": "hal.model.claim",
+    "Condition": "hal.model.health",
+    "Constraint": "hal.model.claim",
+    "Deadline": "hal.interfaces.deadline",
+    "Device": "hal.model.device",
+    "HalError": "hal.errors",
+    "Health": "hal.model.health",
+    "HeldLease": "hal.api.held",
+    "Inventory": "hal.model.inventory",
+    "Kind": "hal.model.kind",
+    "Lease": "hal.model.lease",
+    "Link": "hal.model.device",
+    "LocalBroker": "hal.api.local",
+    "Locality": "hal.model.claim",
+    "Location": "hal.model.device",
+    "Operation": "hal.interfaces.operation",
+    "Request": "hal.model.claim",
+    "Severity": "hal.model.health",
+    "Survey": "hal.agent.survey",
+    "open_broker": "hal.api.local",
+    "open_lease": "hal.api.held",
+    "survey": "hal.agent.survey",
+}
+
+__all__ = [
+    "Absence",
+    "Attribute",
+    "Claim",
+    "Condition",
+    "Constraint",
+    "Deadline",
+    "Device",
+    "HalError",
+    "Health",
+    "HeldLease",
+    "Inventory",
+    "Kind",
+    "Lease",
+    "Link",
+    "LocalBroker",
+    "Locality",
+    "Location",
+    "Operation",
+    "Request",
+    "Severity",
+    "Survey",
+    "open_broker",
+    "open_lease",
+    "survey",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hal' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

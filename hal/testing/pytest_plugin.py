@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from hal.agent.survey import Survey
+    from hal.api.local import LocalBroker
+    from hal.model.device import Device
 
 _LACKS = pytest.StashKey[dict[str, set[str]]]()
 
@@ -38,3 +47,51 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("declared lacks of drivers")
         for name, abilities in sorted(lacks.items()):
             terminalreporter.line(f"{name}: {', '.join(sorted(abilities))}")
+
+
+def _machine(request: pytest.FixtureRequest) -> object | None:
+    """Let ``hal_machine`` (of rackhal-mocks, or of the tests themselves) set the scene first, if there is one."""
+    try:
+        return request.getfixturevalue("hal_machine")
+    except pytest.FixtureLookupError:
+        return None
+
+
+@pytest.fixture
+def hal_survey(request: pytest.FixtureRequest) -> Iterator[Survey]:
+    """One look at the machine: the mock one of ``hal_machine`` if rackhal-mocks is installed, else this one."""
+    from hal.agent.survey import survey
+
+    _machine(request)
+    found = survey(deadline_seconds=10.0)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def hal_broker(request: pytest.FixtureRequest, hal_survey: Survey, tmp_path: Path) -> Iterator[LocalBroker]:
+    """A broker over those devices, with a journal in memory; on the machine's clock if that is virtual.
+
+    ``broker.refresh()`` looks at the devices again; ``broker.claim("gpu")`` gives a lease whose devices can be opened.
+    """
+    from hal.api.local import LocalBroker
+    from hal.broker.memory import MemoryStore
+
+    clock = getattr(_machine(request), "clock", None)
+    virtual = clock is not None and hasattr(clock, "advance")
+
+    def observe() -> tuple[Device, ...]:
+        from hal.agent.survey import survey
+
+        return survey(deadline_seconds=10.0).inventory.devices
+
+    with LocalBroker(
+        hal_survey.drivers,
+        MemoryStore(),
+        tmp_path / "hal-runtime",
+        observe=observe,
+        clock=clock if virtual else None,
+    ) as broker:
+        yield broker
+        for lease in broker.list():
+            broker.release(lease.id)

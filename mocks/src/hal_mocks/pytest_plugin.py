@@ -1,0 +1,82 @@
+"""What pytest gets from rackhal-mocks: a mock machine of its own for every test, and faults that end with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+import pytest
+
+if TYPE_CHECKING:
+    from hal_mocks.faults import Fault, FaultType
+    from hal_mocks.machine import Machine
+
+DEFAULT_PROFILE = "dgx-h100"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker that chooses the machine."""
+    config.addinivalue_line(
+        "markers",
+        "hal_machine(profile, seed=0, clock='virtual'): the mock machine of the test: the name of a profile, "
+        "or the path of a TOML file",
+    )
+
+
+@pytest.fixture
+def hal_machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A mock machine with a state folder of its own; ``HAL_MACHINE`` names it, so that child processes see it, too.
+
+    Time is virtual unless the marker says ``clock="real"``: ``hal_machine.clock.advance(60)`` lets leases expire.
+    """
+    from hal_mocks.machine import open_machine
+
+    mark = request.node.get_closest_marker("hal_machine")
+    profile = mark.args[0] if mark is not None and mark.args else DEFAULT_PROFILE
+    words = mark.kwargs if mark is not None else {}
+    options = {
+        "state": str(tmp_path / "hal-machine"),
+        "seed": words.get("seed", 0),
+        "clock": words.get("clock", "virtual"),
+    }
+    monkeypatch.setenv("HAL_MACHINE", f"{profile}?{urlencode(options)}")
+    machine = open_machine()
+    assert machine is not None
+    return machine
+
+
+class Faults:
+    """Breaks devices of the test's machine; what it broke is healed at the end of the test."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def __call__(
+        self,
+        device: str,
+        type: FaultType | str,
+        *,
+        after_seconds: float = 0.0,
+        duration_seconds: float | None = None,
+        **details: object,
+    ) -> Fault:
+        """Inject a fault: ``hal_fault("gpu0", "xid", code=79)``; see :class:`hal_mocks.faults.Fault`."""
+        from hal_mocks.faults import FaultType
+
+        return self._machine.inject(
+            device, FaultType(type), after_seconds=after_seconds, duration_seconds=duration_seconds, **details
+        )
+
+    def heal(self, device: str | None = None) -> int:
+        """Take the faults of a device away, or all; returns how many."""
+        return self._machine.heal(device)
+
+
+@pytest.fixture
+def hal_fault(hal_machine: Machine) -> Iterator[Faults]:
+    """Call it to break a device of ``hal_machine``."""
+    faults = Faults(hal_machine)
+    yield faults
+    faults.heal()
