@@ -364,6 +364,13 @@ def test_a_holder_that_keeps_its_mapping_cannot_reach_the_next_one(machine):
         mapping.read(0, 6)
 
 
+def test_heat_degrades_a_region_and_shows_in_its_telemetry(machine):
+    pmem = opened(machine)
+    machine.inject(pmem.device.id, FaultType.THERMAL)
+    assert MockPmemDriver(machine).find(pmem.device.id).health is Health.DEGRADED
+    assert pmem.telemetry()["temperature_celsius"].value > 85
+
+
 def test_a_lie_is_believed_by_nobody_who_looks_at_the_source(machine):
     pmem = opened(machine)
     machine.inject(pmem.device.id, FaultType.LIE, attribute="media", value="unobtainium")

@@ -214,8 +214,9 @@ def test_a_lease_that_ends_stops_the_run(machine, tmp_path):
 # -- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_unit_that_faults_is_named_and_the_others_finish(machine, rank):
-    machine.inject(RANK, FaultType.RUN_FAULT, dpu=5, tasklet=2)
+@pytest.mark.parametrize("type", [FaultType.RUN_FAULT, FaultType.ECC_UNCORRECTABLE])
+def test_one_unit_that_faults_is_named_and_the_others_finish(machine, rank, type):
+    machine.inject(RANK, type, dpu=5, tasklet=2)
     rank.load(DOUBLE)
     rank.broadcast("count", 0, count_bytes(2))
     rank.broadcast("input", 0, b"\1\0\0\0\2\0\0\0")

@@ -20,7 +20,7 @@ from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Dimm, Host, PmemRegion
 from hal_mocks.machine import Machine, device_not_found
-from hal_mocks.pmem_handle import MockPmem
+from hal_mocks.pmem_handle import HOT_CELSIUS, MockPmem
 from hal_mocks.pmem_region import RegionStore, dimm_id, region_facts, region_id
 
 _SOURCE = "mock:nd"
@@ -94,6 +94,12 @@ class MockPmemDriver(MockDriver):
         if fault.type is FaultType.READ_ONLY:
             evidence = "the region reports read_only"
             return (*common, self._condition(device, fault, "ReadOnly", Severity.CRITICAL, Action.REPLACE, evidence))
+        if fault.type is FaultType.THERMAL:
+            evidence = f"temperature_celsius={HOT_CELSIUS}: the DIMMs throttle"
+            return (
+                *common,
+                self._condition(device, fault, "OverTemperature", Severity.DEGRADED, Action.NONE, evidence),
+            )
         return common
 
     def _condition(
@@ -108,7 +114,7 @@ class MockPmemDriver(MockDriver):
             action=action,
             first_seen_at=fault.onset_at,
             last_seen_at=self.machine.clock.now(),
-            latched=True,
+            latched=fault.type is not FaultType.THERMAL,
         )
 
     def sample(self, device_ids: Sequence[str], deadline: Deadline) -> Sequence[Condition]:
@@ -259,6 +265,8 @@ def _describe_dimm(host: Host, region: PmemRegion, dimm: Dimm, driver: str) -> D
 
 def _dimm_aliases(dimm: Dimm) -> Iterator[str]:
     yield f"serial:{dimm.serial}"
-    yield f"nd:{dimm.name}"
-    if dimm.pci:
+    if dimm.pci:  # a CXL memory device, which is not on the nvdimm bus by that name
+        yield f"cxl:{dimm.name}"
         yield f"pci:{dimm.pci}"
+    else:
+        yield f"nd:{dimm.name}"

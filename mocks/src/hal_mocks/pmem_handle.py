@@ -29,6 +29,8 @@ from hal_mocks.pmem_mapping import MockMapping, wipe, within
 from hal_mocks.pmem_region import Record, RegionStore, region_facts
 
 _SOURCE = "mock:smart"
+HOT_CELSIUS = 86.0
+"""What an overheated DIMM says."""
 
 
 class MockPmem(MockHandle):
@@ -115,8 +117,9 @@ class MockPmem(MockHandle):
         worn = any(fault.type is FaultType.READ_ONLY for fault in faults)
         # Steady, different from device to device, and the same on every run.
         mark = int.from_bytes(hashlib.sha256(self._id.encode()).digest()[:2], "little")
+        hot = any(fault.type is FaultType.THERMAL for fault in faults)
         found = {
-            "temperature_celsius": known(33.0 + mark % 80 / 10, _SOURCE),
+            "temperature_celsius": known(HOT_CELSIUS if hot else 33.0 + mark % 80 / 10, _SOURCE),
             "health_state": known("fatal" if worn else "non-critical" if bad_bytes else "ok", _SOURCE),
             "bad_block_bytes": known(bad_bytes, _SOURCE),
         }

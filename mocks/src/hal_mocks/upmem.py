@@ -56,22 +56,28 @@ class MockUpmemDriver(MockDriver):
         return (*own, *(fault for fault in shared if fault.type in (*GONE, FaultType.HANG)))
 
     def conditions_of(self, device: Device, fault: Fault) -> Sequence[Condition]:
-        """Return what a unit that faults looks like, then what all kinds share."""
+        """Return what a unit that faults and heat look like, then what all kinds share."""
         common = super().conditions_of(device, fault)
-        if fault.type is not FaultType.RUN_FAULT:
+        table = {
+            FaultType.RUN_FAULT: ("DpuRunFault", Action.REPLACE, f"dpu {fault.dpu} faults at tasklet {fault.tasklet}"),
+            FaultType.ECC_UNCORRECTABLE: ("UncorrectableEcc", Action.REPLACE, f"MRAM of dpu {fault.dpu} lost data"),
+            FaultType.THERMAL: ("OverTemperature", Action.NONE, "the DIMM throttles"),
+        }
+        if fault.type not in table:
             return common
+        type_, action, evidence = table[fault.type]
         return (
             *common,
             Condition(
                 device=device.id,
-                type="DpuRunFault",
+                type=type_,
                 severity=Severity.DEGRADED,
-                evidence=f"dpu {fault.dpu} stops with a memory fault at tasklet {fault.tasklet}",
+                evidence=evidence,
                 source=self.name,
-                action=Action.REPLACE,
+                action=action,
                 first_seen_at=fault.onset_at,
                 last_seen_at=self.machine.clock.now(),
-                latched=True,
+                latched=fault.type is not FaultType.THERMAL,
             ),
         )
 
@@ -113,8 +119,9 @@ class MockUpmemDriver(MockDriver):
     def reset(self, device_id: str, *, deadline: Deadline | None = None) -> Operation[None]:
         """Reset a rank: a hung or lost one answers again, whoever had it open has it no longer."""
         self._rank(device_id)
-        self.machine.heal(device_id, FaultType.HANG)
-        self.machine.heal(device_id, FaultType.LOST)
+        for fault in self.machine.faults_of(device_id):
+            if fault.type in (FaultType.HANG, FaultType.LOST) and fault.duration_seconds is None:
+                self.machine.heal(id=fault.id)
         pass_through_faults(self.machine, device_id, "reset", deadline or Deadline.after(10))
         self._disown(device_id)
         return Operation.completed(None, device_id, "reset")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_BROKEN = {FaultType.RUN_FAULT: "memory fault", FaultType.ECC_UNCORRECTABLE: "uncorrectable error in MRAM"}
+
+
 def rank_facts(rank: UpmemRank) -> Rank:
     """Return the facts of a rank of the graph."""
     disabled = tuple(sorted(set(rank.disabled)))
@@ -262,7 +265,7 @@ class MockUpmem(MockHandle):
             self._interrupt()
             broken = self._broken(dpu)
             if broken is not None:
-                found.append(DpuFault(dpu=dpu, tasklet=broken.tasklet, detail="memory fault"))
+                found.append(DpuFault(dpu=dpu, tasklet=broken.tasklet, detail=_BROKEN[broken.type]))
                 continue
             unit = self._unit(dpu, program, layout, memory)
             try:
@@ -293,7 +296,7 @@ class MockUpmem(MockHandle):
 
     def _broken(self, dpu: int) -> Fault | None:
         for fault in self._machine.faults_of(self._id):
-            if fault.type is FaultType.RUN_FAULT and fault.dpu == dpu:
+            if fault.type in _BROKEN and fault.dpu == dpu:
                 return fault
         return None
 
