@@ -233,7 +233,9 @@ def load_net(data: bytes) -> AddressNet:
         written = msgspec.json.decode(data, type=_Written)
         return AddressNet(written.machine, [_node(node) for node in written.nodes])
     except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"not an address net: {error}", during="load", hint="see docs/reference/cli.md") from error
+        raise UsageError(
+            f"not an address net: {error}", during="load", hint="the JSON form is described at load_net"
+        ) from error
 
 
 def _node(raw: Mapping[str, object]) -> Node:

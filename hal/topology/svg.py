@@ -175,9 +175,11 @@ class _Drawing:
         parts = [child.device for child in self.topology.below(vertex) if child.device is not None]
         parts += self.behind.get(device.id, [])
         lanes = nvlinks(device)
+        badges = [f"NV{lanes}"] if lanes else []
+        badges += ["C2C"] if any(link.type == "c2c" for link in device.links) else []
         return painted_chip(
             name=device.name,
-            badge=f"NV{lanes}" if lanes else "C2C" if any(link.type == "c2c" for link in device.links) else "",
+            badge=" ".join(badges),
             lines=(_model(device), _third_line(device) or _part_count(parts)),
             fill=fill,
             stroke=stroke,

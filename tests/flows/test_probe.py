@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -249,3 +250,29 @@ def test_a_reader_that_goes_away_hears_no_complaint(machines: Machines):
     done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout in ("141\n", "0\n")  # 0 if all of it fitted into the pipe before the reader went
+
+
+def test_the_short_way_needs_nothing_heavy_and_leaves_imports_as_they_were(machines: Machines):
+    heavy = [
+        "argparse",
+        "json",
+        "inspect",
+        "pluggy",
+        "numpy",
+        "asyncio",
+        "threading",
+        "pathlib",
+        "importlib.metadata",
+        "dataclasses",
+    ]
+    program = (
+        "import sys; before = set(sys.modules); from hal.cli.probe import guarded; code = guarded(['--json'])\n"
+        f"found = sorted(set({heavy}) & (set(sys.modules) - before))\n"
+        "import platform, typing_extensions; assert platform.machine() and typing_extensions.TypedDict\n"
+        "print(found, file=sys.stderr); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program]
+    for _ in range(2):  # the second start finds the list of plugins that the first one wrote
+        done = subprocess.run(command, env=machines.doors.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) in ((0, "[]"), (1, "[]"))
+    validate(json.loads(done.stdout))

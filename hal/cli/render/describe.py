@@ -141,9 +141,9 @@ def _rnic(device: Device) -> list[str]:
 
 
 def _dpu(device: Device) -> list[str]:
-    mode = text_of(device, "mode")
+    mode, generation = text_of(device, "mode"), text_of(device, "generation")
     return [
-        text_of(device, "generation"),
+        generation if generation not in model(device) else "",
         f"{mode} mode" if mode else "",
         _unit(device, "cores", "cores"),
         _memory(device),
