@@ -27,7 +27,9 @@ def create_drivers(
     plugins.load([entry for entry in entries if speaks_to_environment(entry, environ)], deadline_seconds)
     offering = [e for e in entries if e.drivers is None or any(facts.name in wanted for facts in e.drivers)]
     loaded = load(offering, Deadline.after(deadline_seconds))
-    hosts = plugins.hosts(deadline_seconds) or (HostRoot(node=os.uname().nodename),)
+    brought = plugins.hosts()
+    root = environ.get("HAL_SYSFS_ROOT") or None
+    hosts = (HostRoot(node=os.uname().nodename, root=root),) if brought is None or root else brought
     context = Context(hosts=hosts, environ=environ)
     found: dict[str, Driver] = {}
     for factory in (factory for plugin in loaded for factory in plugin.factories):

@@ -33,7 +33,15 @@ from hal.model.kind import Kind
 from hal.model.lease import Lease
 from hal.model.selector import compile_selector
 
-Observe = Callable[[], Iterable[Device]]
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at all devices; ``silent`` drivers did not answer, which says nothing about theirs."""
+
+    devices: tuple[Device, ...]
+    silent: frozenset[str] = frozenset()
+
+
+Observe = Callable[[], Sight | Iterable[Device]]
 Asked = Claim | Request | Kind | str | Sequence[Request]
 
 
@@ -110,9 +118,10 @@ class LocalBroker:
         """Look at all devices again."""
         if self.observe is None:
             return
-        devices = tuple(self.observe())
+        seen = self.observe()
+        sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
         with self._lock:
-            self.ledger.execute(c.Observe(devices=devices, complete=True))
+            self.ledger.execute(c.Observe(devices=sight.devices, complete=True, silent=sight.silent))
 
     def claim(
         self,
@@ -347,25 +356,27 @@ def open_broker(
 
     Raises :class:`hal.broker.sqlite.JournalBusy` if another process holds the journal until the deadline.
     """
-    from hal.agent.survey import survey
+    from hal.agent.survey import Survey, survey
     from hal.broker.sqlite import SqliteStore
 
+    def look() -> Survey:
+        return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds))
+
     where = folders(environ, state)
-    first = survey(environ=environ)
+    first = look()
     store = SqliteStore(where.state, Deadline.after(deadline_seconds))
     try:
-        known: dict[str, Driver] = dict(first.drivers)
-        waiting: list[Iterable[Device]] = [first.inventory.devices]
+        drivers: dict[str, Driver] = dict(first.drivers)
+        waiting = [first]
 
-        def observe() -> Iterable[Device]:
-            if waiting:
-                return waiting.pop()
-            again = survey(environ=environ)
-            for name, driver in again.drivers.items():
-                known.setdefault(name, driver)
-            return again.inventory.devices
+        def observe() -> Sight:
+            found = waiting.pop() if waiting else look()
+            for name, driver in found.drivers.items():
+                drivers.setdefault(name, driver)
+            silent = {report.driver for report in found.reports if any(problem.fatal for problem in report.problems)}
+            return Sight(devices=found.inventory.devices, silent=frozenset(silent))
 
-        return LocalBroker(known, store, where.runtime, observe=observe)
+        return LocalBroker(drivers, store, where.runtime, observe=observe)
     except BaseException:
         store.close()
         raise

@@ -21,10 +21,14 @@ class Begin(Command, frozen=True, gc=False):
 
 
 class Observe(Command, frozen=True, gc=False):
-    """These devices look like this now. ``complete``: what is not among them is not there any more."""
+    """These devices look like this now. ``complete``: what is not among them is not there any more.
+
+    That cannot be said of the devices of ``silent`` drivers, which did not answer: those stay as they were last seen.
+    """
 
     devices: tuple[Device, ...]
     complete: bool = False
+    silent: frozenset[str] = frozenset()
 
 
 class ClaimDevices(Command, frozen=True, gc=False):

@@ -91,7 +91,7 @@ def _observe(state: State, command: c.Observe, now: float) -> Decision:
     if command.complete:
         here = {device.id for device in command.devices}
         for device_id, device in state.devices.items():
-            if device_id in here:
+            if device_id in here or device.driver in command.silent:
                 continue
             if device_id not in state.holders:
                 records.append(r.DeviceForgotten(at=now, device=device_id))

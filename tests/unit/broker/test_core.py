@@ -243,6 +243,12 @@ def test_a_device_that_vanishes_while_held_is_missing_and_not_forgotten():
     assert "g0" not in state.devices
 
 
+def test_a_driver_that_does_not_answer_says_nothing_about_its_devices():
+    state = state_of([device("g0"), device("x0", driver="other")])
+    run(state, c.Observe(devices=(), complete=True, silent=frozenset({"fake"})))
+    assert set(state.devices) == {"g0"}
+
+
 def test_an_observation_that_says_nothing_new_writes_nothing():
     seen = condition("g0", last_seen_at=1.0)
     state = state_of([device("g0", conditions=(seen,)), device("g1")])

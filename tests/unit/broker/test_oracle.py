@@ -54,7 +54,7 @@ def random_claim(rng, id):
         request(
             rng.choice(["gpu", "gpu", "rnic", "dpu"]),
             rng.choice([1, 1, 2, 3]),
-            rng.choice(["", "", "size >= 2", "size == 1", "size < 3 and numa == 0"]),
+            rng.choice(["", "size >= 2", "size <= 2", "size != 2", "size == 1", "size < 3 and numa == 0"]),
             f"q{i}",
         )
         for i in range(rng.randint(1, 3))
@@ -92,6 +92,8 @@ def selected(wanted, d):
     return {
         "": True,
         "size >= 2": size >= 2,
+        "size <= 2": size <= 2,
+        "size != 2": size != 2,
         "size == 1": size == 1,
         "size < 3 and numa == 0": size < 3 and numa == 0,
     }[wanted.where]
