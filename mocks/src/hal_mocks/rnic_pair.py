@@ -77,7 +77,7 @@ class QueuePair(ABC):
         self._endpoint, self._nic, self._route = endpoint, nic, route
         self._id = nic.device.id
         self._check = nic._guard.check
-        self._control = nic._machine.state.control
+        self._control = route.generations
         self._clear = -1
         self._words, self._peer = endpoint.page.words, peer.words
         self._own_key, self._peer_key = port_key(self._id, endpoint.port), port_key(told.device, told.port)

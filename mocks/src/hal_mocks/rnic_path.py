@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,25 @@ class _Boot(NamedTuple):
     number: int
 
 
+class Generations:
+    """Changes whenever the machine's faults or the state of one of the cards change. For NICs without a card the
+    machine's own control page does; looking here costs a call.
+    """
+
+    __slots__ = ("_cards", "_control")
+
+    def __init__(self, machine: Machine, cards: Sequence[Card]) -> None:
+        self._control = machine.state.control
+        self._cards = tuple(card.generation for card in cards)
+
+    def __getitem__(self, index: int) -> int:
+        # Each of them only grows, so their sum stays the same only if all do.
+        total: int = self._control[0]
+        for page in self._cards:
+            total += page[1]
+        return total
+
+
 class Route:
     """The way between two NICs of one machine."""
 
@@ -71,6 +91,7 @@ class Route:
         self.peer = peer
         cards = [find_card(machine, place.card) for place in (own, peer) if place.card is not None]
         self._boots = tuple(_Boot(card, card.state().boots) for card in cards)
+        self.generations = Generations(machine, cards) if cards else machine.state.control
 
     @classmethod
     def to(cls, machine: Machine, own: Place, address: Address) -> Route:
@@ -107,11 +128,11 @@ class Route:
         )
 
     def clear_generation(self) -> int:
-        """Return the fault list's generation under which nothing can happen to the route, or -1 if something can."""
+        """Return the generation in which nothing can happen to the route until another one begins, or -1."""
+        generation = self.generations[0]
         machine = self.machine
-        machine.faults_of(self.own.id)
         watched = [place.id for place in (self.own, self.peer)]
         watched += [place.card for place in (self.own, self.peer) if place.card is not None]
-        if self._boots or machine._scheduled or any(machine.faults_of(device_id) for device_id in watched):
+        if any(machine.faults_of(device_id) for device_id in watched) or machine._scheduled or not self.is_up():
             return -1
-        return machine._generation
+        return generation

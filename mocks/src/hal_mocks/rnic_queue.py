@@ -95,17 +95,17 @@ class Lateness:
     """Decides by seed which work is late, and in which order late work happens.
 
     Of a connection's first 128 requests one in eight is late, so that a short test meets late ones; of the others one
-    in 64, so that a long run measures memory and not lateness. Half as many drive what is staged.
+    in 128, so that a long run measures memory and not lateness. Half as many drive what is staged.
     """
 
     LATE, DRIVE = 1, 2
-    LENGTH, EARLY = 1024, 128
+    LENGTH, EARLY = 4096, 128
 
     def __init__(self, seed: str) -> None:
         self._random = Random(seed)
-        kinds = (0, self.LATE, self.DRIVE)
-        early = self._random.choices(kinds, (13, 2, 1), k=self.EARLY)
-        self.pattern = bytes([*early, *self._random.choices(kinds, (125, 2, 1), k=self.LENGTH - self.EARLY)])
+        often, seldom = (bytes([self.LATE] * n + [self.DRIVE] * (n // 2)).ljust(256, b"\0") for n in (32, 2))
+        self.pattern = self._random.randbytes(self.EARLY).translate(often)
+        self.pattern += self._random.randbytes(self.LENGTH - self.EARLY).translate(seldom)
 
     def turns(self) -> Callable[[], int]:
         """Return what says for one request after the other whether it is late."""
