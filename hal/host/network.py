@@ -35,8 +35,7 @@ def find_interfaces(scan: Scan) -> list[Interface]:
     """Return the network interfaces that have hardware behind them."""
     tree = scan.tree
     found: list[Interface] = []
-    for name in tree.names(_NET):
-        path = tree.resolve(f"{_NET}/{name}")
+    for name, path in tree.entries(_NET):
         if path is None or path.startswith(_VIRTUAL) or name == "lo":
             continue
         address = address_on(path)
@@ -56,10 +55,9 @@ def find_rnics(scan: Scan, interfaces: list[Interface]) -> None:
     for interface in interfaces:
         if interface.address is not None:
             by_address.setdefault(interface.address, interface)
-    for name in tree.names(_RDMA):
+    for name, path in tree.entries(_RDMA):
         if scan.expired():
             return
-        path = tree.resolve(f"{_RDMA}/{name}")
         if path is None:
             scan.complain(f"{_RDMA}/{name} leads out of the tree")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 
 from hal.host.identity import VENDORS
@@ -16,6 +17,9 @@ _BRIDGE = "0604"
 _HEX = frozenset("0123456789abcdef")
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
+_UEVENT = re.compile(
+    r"(?:DRIVER=([^\n]*)\n)?PCI_CLASS=([0-9A-Fa-f]{1,6})\nPCI_ID=([0-9A-Fa-f]{4}):([0-9A-Fa-f]{4})(?:\n|$)"
+)
 _FILES = ("uevent", "numa_node")
 _LINK_FILES = ("current_link_width", "max_link_speed", "max_link_width")
 
@@ -95,16 +99,18 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     functions: dict[str, Function] = {}
     ancestries: dict[str, tuple[str, ...]] = {}
     strange: list[str] = []
-    for name in tree.names(DEVICES):
-        if not is_address(name):
+    for name, path in tree.entries(DEVICES):
+        if path is None or not is_address(name):
             strange.append(name)
             continue
-        entry = f"{DEVICES}/{name}"
-        path = tree.resolve(entry)
-        if path is None:
-            strange.append(name)
-            continue
-        functions[name] = _read_function(tree, name, path, ancestries)
+        function = functions[name] = _read_function(tree, name, path)
+        above, _, last = path.rpartition("/")
+        if last == name:
+            bridges = ancestries.get(above)
+            if bridges is None:
+                bridges = ancestries[above] = pci_ancestry(above)
+            function.bridges = bridges
+            ancestries[path] = (*bridges, name)
     for function in sorted(functions.values(), key=lambda one: len(one.bridges)):
         if function.is_bridge:
             express = _ask_config(tree, function)
@@ -117,44 +123,30 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     return functions, strange
 
 
-def _read_function(tree: Tree, address: str, path: str, ancestries: dict[str, tuple[str, ...]]) -> Function:
+def _read_function(tree: Tree, address: str, path: str) -> Function:
     function = Function(address, path)
-    above, _, last = path.rpartition("/")
-    if last == address:
-        bridges = ancestries.get(above)
-        if bridges is None:
-            bridges = ancestries[above] = pci_ancestry(above)
-        function.bridges = bridges
     uevent, function.numa_told = tree.read_many(path, _FILES)
-    fields: dict[str, str] = {}
-    if isinstance(uevent, str):
-        for line in uevent.split("\n"):
-            key, _, value = line.partition("=")
-            fields[key] = value
     attributes = function.attributes
-    vendor, _, device = fields.get("PCI_ID", "").lower().partition(":")
-    code = fields.get("PCI_CLASS", "").lower().zfill(6)
-    if (
-        len(vendor) == 4 == len(device)
-        and len(code) == 6
-        and code != "000000"
-        and _HEX.issuperset(vendor + device + code)
-    ):
-        function.vendor, function.device, function.class_code = vendor, device, code
-        attributes["pci_vendor"] = Attribute(vendor, "sysfs:uevent")
-        attributes["pci_device"] = Attribute(device, "sysfs:uevent")
-        attributes["pci_class"] = Attribute(code, "sysfs:uevent")
+    driver: str | None
+    usual = _UEVENT.match(uevent) if isinstance(uevent, str) else None
+    if usual is not None:
+        driver, code, vendor, device = usual.groups()
+        function.vendor, function.device = vendor.lower(), device.lower()
+        function.class_code = code.lower().zfill(6)
+        attributes["pci_vendor"] = Attribute(function.vendor, "sysfs:uevent")
+        attributes["pci_device"] = Attribute(function.device, "sysfs:uevent")
+        attributes["pci_class"] = Attribute(function.class_code, "sysfs:uevent")
     else:
-        function.vendor = _identify(tree, path, "vendor", vendor, 4, attributes)
-        function.device = _identify(tree, path, "device", device, 4, attributes)
-        function.class_code = _identify(tree, path, "class", code, 6, attributes)
+        function.vendor = _identify(tree, path, "vendor", 4, attributes)
+        function.device = _identify(tree, path, "device", 4, attributes)
+        function.class_code = _identify(tree, path, "class", 6, attributes)
+        driver = tree.link(path + "/driver")
     named = VENDORS.get(function.vendor)
     if named is not None:
         attributes["vendor"] = Attribute(named, "pci-ids")
-    driver = fields.get("DRIVER") or ("" if fields else tree.link(path + "/driver"))
     if driver and driver.isprintable():
         function.driver = driver
-        attributes["pci_driver"] = Attribute(driver, "sysfs:uevent")
+        attributes["pci_driver"] = Attribute(driver, "sysfs:uevent" if usual is not None else "sysfs:driver")
     else:
         attributes["pci_driver"] = _NO_DRIVER
     if not function.is_bridge:
@@ -165,11 +157,8 @@ def _read_function(tree: Tree, address: str, path: str, ancestries: dict[str, tu
     return function
 
 
-def _identify(tree: Tree, path: str, name: str, told: str, digits: int, attributes: dict[str, Attribute]) -> str:
-    """Take a number from the uevent if it is one, else from the file of its own."""
-    if len(told) == digits and _HEX.issuperset(told) and told != "000000":
-        attributes["pci_" + name] = Attribute(told, "sysfs:uevent")
-        return told
+def _identify(tree: Tree, path: str, name: str, digits: int, attributes: dict[str, Attribute]) -> str:
+    """Take a number from the file of its own, where the uevent is not as the kernel writes it."""
     found = tree.read(f"{path}/{name}")
     if isinstance(found, str):
         text = found.lower().removeprefix("0x").zfill(digits)

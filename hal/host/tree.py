@@ -190,6 +190,24 @@ class Tree:
         finally:
             os.close(descriptor)
 
+    def entries(self, path: str) -> list[tuple[str, str | None]]:
+        """Return what a folder of links (``bus/pci/devices``) holds, each with where it really is; the quick way."""
+        canonical, up = self._canonical, "../" * (path.count("/") + 1) + "devices/"
+        skip = len(up) - len("devices/")
+        found: list[tuple[str, str | None]] = []
+        for name in self.names(path):
+            here = f"{path}/{name}"
+            target = self._readlink(here) if here not in canonical else None
+            if target is not None and target.startswith(up) and "/." not in target[skip:] and "//" not in target:
+                where = target[skip:]
+                above = where.rpartition("/")[0]
+                if self.trusted or (canonical.get(above) == above and not self._is_link(where)):
+                    canonical[here] = canonical[where] = where
+                    found.append((name, where))
+                    continue
+            found.append((name, self.resolve(here)))
+        return found
+
     def exists(self, path: str) -> bool:
         """True if there is something, whatever it is."""
         where = path if self.trusted else self.resolve(path)
