@@ -371,10 +371,12 @@ def test_heat_degrades_a_region_and_shows_in_its_telemetry(machine):
     assert pmem.telemetry()["temperature_celsius"].value > 85
 
 
-def test_a_lie_is_believed_by_nobody_who_looks_at_the_source(machine):
+def test_a_region_that_lies_says_what_the_fault_says(machine):
     pmem = opened(machine)
     machine.inject(pmem.device.id, FaultType.LIE, attribute="media", value="unobtainium")
     assert MockPmemDriver(machine).find(pmem.device.id).value("media") == "unobtainium"
+    machine.inject(pmem.device.id, FaultType.LIE, attribute="spares_percent", value="3")
+    assert pmem.telemetry()["spares_percent"].value == 3
 
 
 def test_every_error_of_the_mock_names_the_device(machine):

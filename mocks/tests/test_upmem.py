@@ -228,6 +228,11 @@ def test_one_unit_that_faults_is_named_and_the_others_finish(machine, rank, type
     assert MockUpmemDriver(machine).find(RANK).health is Health.DEGRADED
 
 
+def test_a_rank_that_lies_says_what_the_fault_says(machine):
+    machine.inject(RANK, FaultType.LIE, attribute="chip", value="v9Z")
+    assert MockUpmemDriver(machine).find(RANK).value("chip") == "v9Z"
+
+
 def test_a_lost_rank_is_gone_until_it_is_reset(machine, rank):
     driver = MockUpmemDriver(machine)
     rank.load(DOUBLE)

@@ -11,6 +11,7 @@ from hal.drivers.contract import READY, Discovery, Grant, Problem, Readiness
 from hal.drivers.guard import Guard
 from hal.errors import DeadlineExceeded, DeviceGone, StaleFence
 from hal.interfaces.deadline import Deadline, or_default
+from hal.model.attributes import Attribute, Value, known
 from hal.model.device import Device
 from hal.model.health import Action, Condition, Radius, Severity, Status
 from hal_mocks.faults import Fault, FaultType
@@ -201,6 +202,37 @@ def apply_faults(
     elif types & {FaultType.LOST, FaultType.HANG}:
         presence = Presence.GHOST
     return msgspec.structs.replace(device, conditions=(*device.conditions, *conditions), presence=presence)
+
+
+def with_lies(device: Device, faults: Sequence[Fault]) -> Device:
+    """Return the device saying what its lying faults make it say."""
+    import msgspec
+
+    told = tell_lies(device.attributes, faults)
+    return device if told is device.attributes else msgspec.structs.replace(device, attributes=told)
+
+
+def tell_lies(attributes: dict[str, Attribute], faults: Sequence[Fault]) -> dict[str, Attribute]:
+    """Return attributes with what lying faults say in their place, of the same type where that can be read so.
+
+    The source stays: a lie does not show. An attribute that is not there cannot be lied about.
+    """
+    lies = [fault for fault in faults if fault.type is FaultType.LIE and fault.attribute in attributes]
+    if not lies:
+        return attributes
+    told = dict(attributes)
+    for fault in lies:
+        true = told[fault.attribute]
+        value: Value = fault.value
+        if isinstance(true.value, bool):
+            value = fault.value.lower() in ("true", "yes", "1")
+        elif isinstance(true.value, int | float):
+            try:
+                value = type(true.value)(fault.value)
+            except ValueError:
+                value = fault.value
+        told[fault.attribute] = known(value, true.source)
+    return told
 
 
 def common_conditions(device_id: str, fault: Fault, source: str, now: float) -> Sequence[Condition]:

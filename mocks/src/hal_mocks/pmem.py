@@ -16,7 +16,7 @@ from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device, Location
 from hal.model.health import Action, Condition, Severity
 from hal.model.kind import Kind
-from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults
+from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults, with_lies
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Dimm, Host, PmemRegion
 from hal_mocks.machine import Machine, device_not_found
@@ -67,13 +67,7 @@ class MockPmemDriver(MockDriver):
     def look_at(self, device: Device) -> Device | None:
         """Return the device with its faults and those of DIMMs it cannot do without; a liar says something else."""
         faults = self._faults_of(device)
-        seen = device if not faults else apply_faults(device, faults, self.conditions_of)
-        lies = {
-            fault.attribute: known(fault.value, _SOURCE)
-            for fault in faults
-            if fault.type is FaultType.LIE and fault.attribute
-        }
-        return msgspec.structs.replace(seen, attributes={**seen.attributes, **lies}) if lies else seen
+        return with_lies(apply_faults(device, faults, self.conditions_of), faults) if faults else device
 
     def _faults_of(self, device: Device) -> tuple[Fault, ...]:
         own = self.machine.faults_of(device.id)

@@ -22,7 +22,7 @@ from hal.interfaces.pmem import (
 )
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
-from hal_mocks.base import MockHandle
+from hal_mocks.base import MockHandle, tell_lies
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.machine import Machine
 from hal_mocks.pmem_mapping import MockMapping, wipe, within
@@ -130,10 +130,7 @@ class MockPmem(MockHandle):
             found["spares_percent"] = known(0 if worn else 100 - min(bad_bytes // (1 << 20), 99), _SOURCE)
             found["life_used_percent"] = known(100 if worn else mark % 20, _SOURCE)
             found["dirty_shutdown_count"] = known(record.dirty_shutdowns, _SOURCE)
-        for fault in faults:
-            if fault.type is FaultType.LIE and fault.attribute in found:
-                found[fault.attribute] = known(fault.value, _SOURCE)
-        return found
+        return tell_lies(found, faults)
 
     def close(self) -> None:
         """Unmap all that was mapped through this handle."""

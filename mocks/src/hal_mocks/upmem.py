@@ -15,7 +15,7 @@ from hal.model.attributes import Absence, absent, known
 from hal.model.device import Device, Location
 from hal.model.health import Action, Condition, Severity
 from hal.model.kind import Kind
-from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults
+from hal_mocks.base import GONE, MockDriver, apply_faults, pass_through_faults, with_lies
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Host, UpmemDimm, UpmemRank
 from hal_mocks.machine import device_not_found
@@ -46,7 +46,7 @@ class MockUpmemDriver(MockDriver):
     def look_at(self, device: Device) -> Device | None:
         """Return the device with its own faults and, for a rank, those of its DIMM that it shares."""
         faults = self._faults_of(device)
-        return device if not faults else apply_faults(device, faults, self.conditions_of)
+        return with_lies(apply_faults(device, faults, self.conditions_of), faults) if faults else device
 
     def _faults_of(self, device: Device) -> tuple[Fault, ...]:
         own = self.machine.faults_of(device.id)

@@ -346,7 +346,7 @@ class MockUpmem(MockHandle):
         if not self._closed:
             self._closed = True
             self._calm = -1
-            self._windows = {}
+            self._windows, self._memories = {}, {}
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _refuse_running(self, step: str) -> None:
