@@ -22,7 +22,11 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(WHEELS))
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m tests.demo
+	@echo "== This machine (hal-probe)"
+	@$(BIN)/hal-probe || [ $$? -le 3 ]
+	@echo
+	@echo "== A mock rack (python -m hal_mocks.demo)"
+	@$(BIN)/python -m hal_mocks.demo
 
 test: setup check
 	$(BIN)/python -m pytest

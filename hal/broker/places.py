@@ -36,7 +36,7 @@ def _own_fault(device: Device, allocatable: bool = True) -> str | None:
     if allocatable and not device.allocatable:
         return "not allocatable"
     if device.presence is not Presence.PRESENT:
-        return f"presence is {device.presence.value}"
+        return "it is missing" if device.presence is Presence.MISSING else "it does not answer"
     for condition in device.conditions:
         if condition.blocks_new_leases:
             return f"{condition.type} ({condition.severity.value}): {condition.evidence}"
@@ -67,7 +67,7 @@ class Node:
         self.layout: Layout = ((), (), ())
         self.version = 0
         self._masks: dict[tuple[Kind, str], int] = {}
-        self._given: dict[tuple[int, str], AllocatedDevice] = {}
+        self._given: dict[tuple[tuple[int, ...], tuple[str, ...]], tuple[AllocatedDevice, ...]] = {}
 
     def rebuild(self, devices: Mapping[str, Device], here: Iterable[str], held: Iterable[str]) -> None:
         """Take the devices of this node afresh, and which of them are held."""
@@ -156,21 +156,27 @@ class Node:
             return self.layout[2]
         return ((1 << len(self.devices)) - 1,) if level is Locality.NODE or self.rack is not None else ()
 
-    def given(self, position: int, request: str) -> AllocatedDevice:
-        """Return the device as a holder gets it."""
-        key = (position, request)
+    def given(self, masks: tuple[int, ...], requests: tuple[str, ...]) -> tuple[AllocatedDevice, ...]:
+        """Return the devices of each request as a holder gets them; the same choice is the same tuple."""
+        key = (masks, requests)
         found = self._given.get(key)
         if found is None:
-            device = self.devices[position]
-            found = self._given[key] = AllocatedDevice(
-                id=device.id,
-                kind=device.kind,
-                name=device.name,
-                node=self.name,
-                driver=device.driver,
-                request=request,
-                vendor=str(device.value("vendor") or ""),
-                aliases=device.aliases,
+            if len(self._given) >= 256:
+                self._given.clear()
+            found = self._given[key] = tuple(
+                AllocatedDevice(
+                    id=device.id,
+                    kind=device.kind,
+                    name=device.name,
+                    node=self.name,
+                    driver=device.driver,
+                    request=request,
+                    vendor=str(device.value("vendor") or ""),
+                    aliases=device.aliases,
+                )
+                for mask, request in zip(masks, requests, strict=True)
+                for position, device in enumerate(self.devices)
+                if mask >> position & 1
             )
         return found
 

@@ -52,7 +52,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _machine(request: pytest.FixtureRequest) -> object | None:
     """Let ``hal_machine`` (of rackhal-mocks, or of the tests themselves) set the scene first, if there is one."""
     try:
-        return request.getfixturevalue("hal_machine")
+        machine: object = request.getfixturevalue("hal_machine")
+        return machine
     except pytest.FixtureLookupError:
         return None
 

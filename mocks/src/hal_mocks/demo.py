@@ -1,0 +1,156 @@
+"""The main job on a mock rack, start to end: discover, claim, open, use, break, refuse, mend, claim again, release."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from hal.api.local import LocalBroker, open_broker
+from hal.drivers.contract import Resets
+from hal.errors import ClaimRefused, HalError
+from hal.interfaces.deadline import Deadline
+from hal.model.kind import Kind
+from hal_mocks.faults import FaultType
+from hal_mocks.machine import Machine, open_machine
+
+PROFILE = "rack"
+
+
+class Scene(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done with one kind: how it is claimed, how it is broken, whether mending it takes a reset."""
+
+    kind: Kind
+    where: str
+    fault: FaultType
+    details: dict[str, int] = {}
+    count: int = 1
+    same: str | None = None
+    reset: bool = False
+
+
+SCENES = (
+    Scene(kind=Kind.GPU, where="memory_bytes > 70*GB", fault=FaultType.XID, details={"code": 79}),
+    Scene(kind=Kind.RNIC, where="link_layer == 'InfiniBand'", count=2, same="numa", fault=FaultType.LINK_DOWN),
+    Scene(kind=Kind.DPU, where="mode == 'dpu'", fault=FaultType.FW_FATAL),
+    Scene(
+        kind=Kind.PMEM,
+        where="media == 'optane' and numa == 0",
+        fault=FaultType.BAD_BLOCK,
+        details={"offset": 0, "length": 4096},
+    ),
+    Scene(kind=Kind.UPMEM, where="dpus == 64", fault=FaultType.LOST),
+)
+
+
+class Worker:
+    """A process of its own that opens leases by their tickets; it never talks to the broker."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hal_mocks.demo_work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, line: str) -> str:
+        """Send one line, return the one that answers it."""
+        source, sink = self._process.stdin, self._process.stdout
+        if source is None or sink is None:
+            raise HalError("the worker has no pipes", during="demo")
+        source.write(line + "\n")
+        source.flush()
+        reply = sink.readline().strip()
+        if not reply:
+            raise HalError("the worker ended without an answer", during="demo", hint="look at its messages above")
+        return reply
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate("quit\n", timeout=30)
+
+
+def main() -> int:
+    """Run the demonstration; 0 if everything went as it must."""
+    with tempfile.TemporaryDirectory(prefix="hal-demo-") as folder:
+        os.environ["HAL_MACHINE"] = f"{PROFILE}?state={folder}/machine"
+        machine = open_machine()
+        if machine is None:
+            raise HalError("no mock machine", during="demo")
+        hosts = len(machine.graph.hosts)
+        say(f"A mock rack of {hosts} machines (HAL_MACHINE={PROFILE}). What it says of speed would be simulated.")
+        with open_broker(state=Path(folder, "broker"), deadline_seconds=30) as broker:
+            counts = broker.status().devices
+            say("discover  " + ", ".join(f"{row['all']} {kind}" for kind, row in counts.items()))
+            right = all([play(scene, broker, machine) for scene in SCENES])
+            say(f"\nleases left: {len(broker.list())}; journal at revision {broker.status().revision}")
+    say("Everything went as it must." if right else "SOMETHING WENT WRONG, see above.")
+    return 0 if right else 1
+
+
+def play(scene: Scene, broker: LocalBroker, machine: Machine) -> bool:
+    """Take one kind through its life; returns whether every step answered as it must."""
+    say(f"\n{scene.kind.upper()}")
+    with Worker() as worker:
+        lease = broker.claim(scene.kind, count=scene.count, where=scene.where, same=scene.same, ttl_seconds=300)
+        device = lease.devices[0]
+        say(f"  claim    {', '.join(d.name for d in lease.devices)} on {device.node}, fence {lease.fence}")
+        say(f"  open     {worker.ask(lease.ticket())}, in process {worker._process.pid}")
+        used = worker.ask("work")
+        say(f"  use      {used}")
+        machine.inject(device.id, scene.fault, **scene.details)
+        say(f"  fault    {scene.fault} {scene.details or ''}".rstrip())
+        failed = worker.ask("work")
+        say(f"  use      {failed}")
+        lease.release()
+        ended = worker.ask("work")
+        say(f"  release  {ended}")
+    only = f"({scene.where}) and id == '{device.id}'"
+    try:
+        broker.claim(scene.kind, where=only).release()
+        refused = ""
+    except ClaimRefused as error:
+        refused = error.message
+    say(f"  claim    refused: {refused}")
+    mend(scene, broker, machine, device.id)
+    with Worker() as worker:
+        again = broker.claim(scene.kind, count=scene.count, where=scene.where, same=scene.same, ttl_seconds=300)
+        worker.ask(again.ticket())
+        reused = worker.ask("work")
+        say(f"  repair   claimed {again.devices[0].name} again, fence {again.fence}")
+        say(f"  use      {reused}")
+        same = again.devices[0].id == device.id and again.fence > lease.fence
+        again.release()
+        say("  release  done")
+    return (
+        (used.startswith("ok") and failed.startswith("error") and "LeaseEnded" in ended and bool(refused))
+        and reused.startswith("ok")
+        and same
+    )
+
+
+def mend(scene: Scene, broker: LocalBroker, machine: Machine, device_id: str) -> None:
+    """Take the cause away, and repair what it left behind, as an operator would."""
+    machine.heal(device_id)
+    driver = broker.drivers[f"mock-{scene.kind}"]
+    if scene.reset and isinstance(driver, Resets):
+        driver.reset(device_id, deadline=Deadline.after(60)).wait(Deadline.after(60))
+    broker.refresh()
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
