@@ -187,6 +187,12 @@ def test_an_error_that_came_and_went_unseen_is_counted_all_the_same(machine, dri
     assert types(driver) == {"UncorrectableEcc"}
 
 
+def test_two_errors_at_once_are_two(machine, driver):
+    for count in (1, 2):
+        machine.inject(GPU, FaultType.ECC_UNCORRECTABLE)
+        assert open_gpu(driver).ecc().aggregate["dram"].uncorrected == count
+
+
 def test_a_second_error_after_healing_the_first_is_counted_too(machine, driver):
     for count in (1, 2):
         machine.inject(GPU, FaultType.ECC_UNCORRECTABLE)
@@ -279,13 +285,22 @@ def test_a_slow_gpu_takes_its_time_and_answers(machine, driver):
     assert machine.clock.now() == before + 3
 
 
-def test_a_handle_from_before_a_reset_can_do_nothing_more(driver):
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda gpu, buffer, stream: gpu.allocate(16),
+        lambda gpu, buffer, stream: gpu.copy_to_device(np.zeros(16, np.uint8), buffer),
+        lambda gpu, buffer, stream: gpu.copy_to_host(buffer),
+        lambda gpu, buffer, stream: buffer.array,
+        lambda gpu, buffer, stream: stream.record(),
+    ],
+)
+def test_a_handle_from_before_a_reset_can_do_nothing_more(driver, verb):
     gpu = open_gpu(driver)
     buffer, stream = gpu.allocate(16), gpu.stream()
     driver.reset(GPU).wait()
-    for verb in (lambda: gpu.allocate(16), lambda: buffer.array, stream.record, lambda: gpu.copy_to_host(buffer)):
-        with pytest.raises(HardwareFault):
-            verb()
+    with pytest.raises(HardwareFault):
+        verb(gpu, buffer, stream)
     gpu.close()
     assert open_gpu(driver).memory_info().used_bytes == 0
 
@@ -303,7 +318,7 @@ def test_the_mode_of_error_correction_waits_for_a_reset(driver):
     gpu = open_gpu(driver)
     mode = gpu.set_ecc(False)
     assert (mode.current, mode.pending, mode.needs_reset) == (True, False, True)
-    assert seen(driver).value("ecc_mode_pending") == "disabled"
+    assert (seen(driver).value("ecc_mode"), seen(driver).value("ecc_mode_pending")) == ("enabled", "disabled")
     driver.reset(GPU).wait()
     assert not driver.boards.ecc(GPU).mode.current
 

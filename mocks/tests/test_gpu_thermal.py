@@ -57,14 +57,16 @@ def test_load_heats_within_minutes_and_rest_cools(driver):
 def test_hot_air_slows_the_clocks_down_and_says_so(driver):
     driver.boards.set_surroundings(GPU, load=1.0, inlet_celsius=50)
     driver.machine.clock.advance(300)
-    reasons, clocks = set(), set()
+    reasons, clocks, powers = set(), set(), set()
     for _ in range(20):
         driver.machine.clock.advance(10)
         now = told(driver)
         reasons |= set(now["clock_event_reasons"])
         clocks.add(now["sm_clock_hz"])
+        powers.add(now["power_watts"])
     assert "hw-thermal-slowdown" in reasons
     assert reasons <= set(CLOCK_EVENT_REASONS)
+    assert min(powers) < 0.6 * 700
     assert min(clocks) == now["sm_max_clock_hz"] // 2
 
 
