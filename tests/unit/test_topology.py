@@ -35,6 +35,12 @@ def test_cascaded_switches_and_a_shared_host_bridge_have_classes_of_their_own():
     assert distance(one, three) is Distance.HOST_BRIDGE
 
 
+def test_two_functions_of_one_card_are_as_near_as_below_one_switch():
+    one = device(Kind.RNIC, "mlx5_0", pci="0000:17:00.0", path=("pci0000:16", "0000:16:01.0"))
+    two = device(Kind.RNIC, "mlx5_1", pci="0000:17:00.1", path=("pci0000:16", "0000:16:01.0"))
+    assert distance(one, two) is Distance.SWITCH
+
+
 def test_parts_of_one_device_are_one_board():
     gpu = device(Kind.GPU, "gpu0", id="GPU-1", pci="0000:01:00.0")
     first = device(Kind.GPU, "mig0", id="MIG-1", parent="GPU-1")
