@@ -94,7 +94,7 @@ class View:
             if constraint.same is not Locality.RACK and len(self.concerned[number]) == len(self.requests):
                 self.covering = number
         self.one_node = self.covering >= 0
-        self.seen = 0
+        self.seen = -1
         self.answered: tuple[int, Refusal] | None = None
         self.told: tuple[int, Shortfall | NoPlace, str] | None = None
         self.keys: list[Key | None] = []
@@ -110,6 +110,10 @@ class View:
 
     def refresh(self, state: State) -> None:
         """Look at the nodes that changed since the last time."""
+        state.settle()
+        reached = state.forgotten_touches + len(state.touched)
+        if self.seen == reached:
+            return
         if state.nodes and len(self.keys) < len(state.nodes):
             more = len(state.nodes) - len(self.keys)
             self.keys.extend([None] * more)
@@ -117,7 +121,7 @@ class View:
             self._class.extend([-1] * more)
         start = self.seen - state.forgotten_touches
         changed: Sequence[int] = state.touched[start:] if start >= 0 else range(len(state.nodes))
-        self.seen = state.forgotten_touches + len(state.touched)
+        self.seen = reached
         for index in changed:
             self._update(state.nodes[index])
 
@@ -201,9 +205,12 @@ class View:
         return None
 
 
-def allocate(state: State, claim: Claim) -> Outcome:
+def allocate(state: State, claim: Claim, view: View | None = None) -> Outcome:
     """Choose the devices of a claim, or say why there are none. Changes nothing but the views, which are memory."""
-    view = view_of(state, (claim.requests, claim.constraints))
+    if view is None:
+        view = view_of(state, (claim.requests, claim.constraints))
+    else:
+        view.refresh(state)
     found = view.best()
     if found is not None:
         index, assignment = found
@@ -222,16 +229,12 @@ def allocate(state: State, claim: Claim) -> Outcome:
 def view_of(state: State, shape: Shape) -> View:
     """Return the view of a shape, up to date."""
     views: dict[Shape, View] = state.views
-    view = views.pop(shape, None)
+    view = views.get(shape)
     if view is None:
-        view = View(shape)
-        view.seen = -1
         while len(views) >= MOST_VIEWS:
             del views[next(iter(views))]
-    views[shape] = view
-    state.settle()
-    if view.seen != state.forgotten_touches + len(state.touched):
-        view.refresh(state)
+        view = views[shape] = View(shape)
+    view.refresh(state)
     return view
 
 

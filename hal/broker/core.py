@@ -22,7 +22,7 @@ import msgspec
 
 from hal.broker import command as c
 from hal.broker import record as r
-from hal.broker.allocator import Place, allocate
+from hal.broker.allocator import Place, View, allocate
 from hal.broker.explain import refusal_text
 from hal.broker.matching import BUDGET
 from hal.broker.places import selector_of
@@ -117,35 +117,37 @@ def _claim(state: State, command: c.ClaimDevices, now: float) -> Decision:
     before = state.claims.get(claim.id)
     if before is not None:
         return (), _again(state, before, claim)
-    if (claim.requests, claim.constraints) in state.views:
+    view: View | None = state.views.get((claim.requests, claim.constraints))
+    if view is not None:
         check_holder(claim)  # the rest was checked when the shape was first seen
     else:
         check_claim(claim)
         for request in claim.requests:
             selector_of(request.where)
-    outcome = allocate(state, claim)
+    outcome = allocate(state, claim, view)
     if outcome is None:
         return (), c.Undecided(BUDGET)
     if not isinstance(outcome, Place):
         return (), c.Refused(refusal_text(state, claim, outcome.cause))
-    names = outcome.names
-    devices: list[list[AllocatedDevice]] = [[] for _ in names]
-    for node, masks in outcome.choice:
-        for i, mask in enumerate(masks):
-            while mask:
-                bit = mask & -mask
-                mask ^= bit
-                devices[i].append(node.given(bit.bit_length() - 1, names[i]))
     lease = Lease(
         id=claim.id,
         tenant=claim.tenant,
-        devices=tuple(devices[0]) if len(devices) == 1 else tuple(device for group in devices for device in group),
+        devices=_given(outcome),
         fence=state.fence + 1,
         granted_at=now,
         expires_at=now + claim.ttl_seconds,
         ttl_seconds=claim.ttl_seconds,
     )
     return (r.LeaseGranted(at=now, claim=claim, lease=lease),), c.Granted(lease)
+
+
+def _given(place: Place) -> tuple[AllocatedDevice, ...]:
+    """Return the devices in the order of the requests."""
+    if len(place.choice) == 1:
+        node, masks = place.choice[0]
+        return node.given(masks, place.names)
+    parts = [(masks, node.given(masks, place.names)) for node, masks in place.choice]
+    return tuple(d for name in place.names for _, devices in parts for d in devices if d.request == name)
 
 
 def _again(state: State, before: Claim, claim: Claim) -> c.Answer:
@@ -233,8 +235,10 @@ def _prove_released(state: State, command: c.ProveReleased, now: float) -> Decis
     freed = command.freed
     if freed is None:
         freed = tuple([device.id for device in lease.devices if device.id not in command.fenced])
-    spoken_of = {*freed, *command.fenced}
-    if len(spoken_of) != len(freed) + len(command.fenced) or spoken_of != {device.id for device in lease.devices}:
+    spoken_of = {*freed, *command.fenced} if command.freed is not None or command.fenced else None
+    if spoken_of is not None and (
+        len(spoken_of) != len(freed) + len(command.fenced) or spoken_of != {device.id for device in lease.devices}
+    ):
         raise ClaimError("the proof does not speak of each device of the lease once", device=lease.id, during="release")
     record = r.LeaseEnded(
         at=now,

@@ -123,8 +123,7 @@ class State:
         self.fence = max(self.fence, lease.fence)
         self.leases[lease.id] = lease
         self.claims[lease.id] = record.claim
-        for device in lease.devices:
-            self.holders[device.id] = lease.id
+        self.holders.update(dict.fromkeys([device.id for device in lease.devices], lease.id))
         self._hold(lease.devices, True)
         self._expect(lease)
 
@@ -187,17 +186,15 @@ class State:
     # --- the indexes
 
     def _hold(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
-        if self._dirty:
-            self.settle()
+        self.settle()
         by_name = self._by_name
-        touched: dict[str, int] = {}
+        touched: dict[Node, int] = {}
         for device in devices:
             node = by_name.get(device.node)
             position = node.place.get(device.id) if node is not None else None
-            if position is not None:
-                touched[device.node] = touched.get(device.node, 0) | 1 << position
-        for name, mask in touched.items():
-            node = by_name[name]
+            if node is not None and position is not None:
+                touched[node] = touched.get(node, 0) | 1 << position
+        for node, mask in touched.items():
             node.hold(mask, yes)
             self.touched.append(node.index)
         if len(self.touched) > 4096 + 4 * len(self.nodes):
@@ -212,6 +209,8 @@ class State:
 
     def settle(self) -> None:
         """Bring the nodes whose devices changed up to date."""
+        if not self._dirty:
+            return
         for name in sorted(self._dirty):
             node = self._by_name.get(name)
             if node is None:
@@ -224,8 +223,7 @@ class State:
 
     def node(self, name: str) -> Node | None:
         """Return the index of one machine's devices."""
-        if self._dirty:
-            self.settle()
+        self.settle()
         return self._by_name.get(name)
 
     def expired(self, now: float) -> list[Lease]:

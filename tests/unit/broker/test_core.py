@@ -162,7 +162,7 @@ def test_another_tenants_lease_is_not_found():
     [
         ({"conditions": (condition("g0"),)}, "it broke"),
         ({"conditions": (condition("g0", Severity.INFO, Status.UNKNOWN),)}, "it broke"),
-        ({"presence": Presence.GHOST}, "ghost"),
+        ({"presence": Presence.GHOST}, "does not answer"),
         ({"presence": Presence.MISSING}, "missing"),
         ({"allocatable": False}, "not allocatable"),
         ({"parent": "p0"}, "not in the inventory"),
