@@ -18,31 +18,22 @@ class Recorder(Tree):
 
     def __init__(self, folder: str, *, trusted: bool = False) -> None:
         super().__init__(folder, trusted=trusted)
+        self._recording = True
         self.folders: set[str] = set()
         self.links: dict[str, str] = {}
         self.files: dict[str, bytes | Missing] = {}
 
     def read_bytes(self, path: str, limit: int = 4096) -> bytes | Missing:
         """Read, and keep the longest that was read."""
+        recording, self._recording = self._recording, False
+        try:
+            found = super().read_bytes(path, limit)
+        finally:
+            self._recording = recording
         where = self._place(path)
-        descriptor = super().open(path)
-        if isinstance(descriptor, Missing):
-            found: bytes | Missing = descriptor
-        else:
-            os.close(descriptor)
-            found = self._read_plainly(path, limit)
         if where is not None:
             self._keep(where, found)
         return found
-
-    def _read_plainly(self, path: str, limit: int) -> bytes | Missing:
-        recording, self._recording = self._recording, False
-        try:
-            return Tree.read_bytes(self, path, limit)
-        finally:
-            self._recording = recording
-
-    _recording = True
 
     def open(self, path: str) -> int | Missing:
         """Open, and keep the beginning."""

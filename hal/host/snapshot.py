@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import msgspec
 
@@ -14,6 +13,7 @@ from hal.host.pci import DEVICES
 from hal.host.pcie import vpd_field
 from hal.host.recorder import Recorder
 from hal.host.redact import Pseudonyms
+from hal.host.tarball import FILE, FOLDER, LINK, Tarball
 from hal.host.tree import ABSENT_LINK, EMPTY, NOT_THERE, HostTree, Missing, Tree
 from hal.model.attributes import Absence
 
@@ -164,22 +164,15 @@ def _redact(path: str, data: bytes, hidden: Pseudonyms) -> bytes:
 def _redact_vpd(data: bytes, hidden: Pseudonyms) -> bytes:
     """Return vital product data with the part number and a pseudonym of the serial number, and nothing else."""
     body = b""
-    for field, change in (("PN", str), ("SN", hidden.identity)):
+    for field in ("PN", "SN"):
         value = vpd_field(data, field)
         if value is not None:
-            text = _apply(change, value).encode("ascii", "replace")[:255]
+            text = (hidden.identity(value) if field == "SN" else value).encode("ascii", "replace")[:255]
             body += field.encode() + bytes([len(text)]) + text
     return b"\x90" + len(body).to_bytes(2, "little") + body + b"\x78"
 
 
-def _apply(change: Callable[[str], str], value: str) -> str:
-    return change(value)
-
-
 def _write(target: str, entries: dict[str, _Entry]) -> None:
-    import io
-    import tarfile
-
     folders: set[str] = set()
     for name in entries:
         parent = name.rpartition("/")[0]
@@ -188,27 +181,23 @@ def _write(target: str, entries: dict[str, _Entry]) -> None:
             parent = parent.rpartition("/")[0]
     for folder in folders:
         entries[folder] = None  # something is below it, so it is one, whatever a broken tree says
+    archive = Tarball()
+    for name in sorted(entries):
+        entry = entries[name]
+        if entry is None:
+            archive.add(name, FOLDER, mode=0o755)
+        elif isinstance(entry, str):
+            archive.add(name, LINK, link=entry)
+        elif isinstance(entry, bytes):
+            archive.add(name, FILE, data=entry)
+        elif entry.reason is Absence.PERMISSION:
+            archive.add(name, FILE, mode=0)
+        else:
+            archive.add(name, LINK, link=f"{ABSENT_LINK}{entry.reason.value}:{entry.detail}".replace("/", " "))
     scratch = f"{target}.{os.getpid()}.part"
     try:
-        with tarfile.open(scratch, "w:gz", compresslevel=5, format=tarfile.GNU_FORMAT) as archive:
-            for name in sorted(entries):
-                entry = entries[name]
-                info = tarfile.TarInfo(name)
-                info.mode = 0o444
-                if entry is None:
-                    info.type, info.mode = tarfile.DIRTYPE, 0o755
-                elif isinstance(entry, str):
-                    info.type, info.linkname = tarfile.SYMTYPE, entry
-                elif isinstance(entry, bytes):
-                    info.size = len(entry)
-                    archive.addfile(info, io.BytesIO(entry))
-                    continue
-                elif entry.reason is Absence.PERMISSION:
-                    info.mode = 0
-                else:
-                    info.type = tarfile.SYMTYPE
-                    info.linkname = f"{ABSENT_LINK}{entry.reason.value}:{entry.detail}".replace("/", " ")
-                archive.addfile(info)
+        with open(scratch, "wb") as file:
+            file.write(archive.finish())
         os.replace(scratch, target)
     finally:
         if os.path.lexists(scratch):
