@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -231,6 +233,19 @@ def test_every_key_of_a_toml_file_has_a_line(path):
         assert where in lines
         if isinstance(where[-1], str):
             assert where[-1] in rows[lines[where] - 1]
+
+
+def test_the_profiles_of_the_readme_are_right_and_its_mistake_is_as_it_says():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    own, room = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(parse_profile(own).hosts[0].gpus) == 2
+    assert len(parse_profile(room).hosts) == 1000
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(own.replace("A100-PCIe-80GB", "A100"), name="mine")
+    said = re.search(r"hal-mock: (mine\.toml:.*), \.\.\.\)", text)
+    assert said is not None
+    assert str(caught.value).startswith(said.group(1))
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", text.partition("## What goes")[0], re.MULTILINE)) == set(NAMES)
 
 
 keys = st.text("abcz-_", min_size=1, max_size=4) | st.text('a. "#=[\\', min_size=1, max_size=5)

@@ -244,6 +244,7 @@ def one_of(word: str, allowed: Iterable[str]) -> str:
     """Return a hint: the nearest of the allowed words, and all of them if they are few."""
     known = list(dict.fromkeys(allowed))
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = near or [name for name in known if len(word) > 1 and word.lower() in name.lower()]
     listed = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
     if near:
         return f"{near[0]!r}? allowed are {listed}"
