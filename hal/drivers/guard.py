@@ -54,16 +54,22 @@ class OpenGuard:
 
 
 class PageGuard:
-    """A guard over one device's page."""
+    """A guard over one device's page.
 
-    __slots__ = ("_clock", "_map", "_path", "_words", "device", "fence", "lease")
+    It reads CLOCK_MONOTONIC, which Python reads three times as fast, and adds what CLOCK_BOOTTIME was ahead when the
+    device was opened. After the machine has slept the lease seems younger here until the agent, which does not sleep
+    through it, has cleared the page.
+    """
+
+    __slots__ = ("_ahead_ns", "_map", "_now_ns", "_path", "_words", "device", "fence", "lease")
 
     def __init__(self, path: Path, device: str, lease: str, fence: int) -> None:
         self.device = device
         self.lease = lease
         self.fence = fence
         self._path = path
-        self._clock = time.clock_gettime_ns
+        self._now_ns = time.monotonic_ns
+        self._ahead_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -80,7 +86,7 @@ class PageGuard:
         words = self._words
         if words[0] != self.fence:
             raise self._ended("it was released, or taken back and given to a later holder")
-        if words[1] < self._clock(time.CLOCK_BOOTTIME):
+        if words[1] < self._now_ns() + self._ahead_ns:
             raise self._ended("it expired without being renewed")
 
     def _ended(self, why: str) -> LeaseEnded:
