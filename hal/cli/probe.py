@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hal.cli.probe_look import Look
     from hal.cli.probe_options import Options
 
+_PLAIN_LINES = str.maketrans({"├": "|", "─": "-", "│": "|", "└": "`", "…": "~", "·": "-"})
 _BROKEN_PIPE, _INTERRUPTED = 141, 130  # what a shell gives for SIGPIPE and SIGINT
 
 
@@ -198,8 +199,12 @@ def say_lines(lines: Sequence[str]) -> None:
 
 
 def say(text: str) -> None:
-    """Write text; what the terminal's encoding cannot show becomes an escape."""
-    _write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    """Write text; where the encoding has no lines to draw with, plain characters do; the rest becomes escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        _write(text.encode(encoding))
+    except UnicodeEncodeError:
+        _write(text.translate(_PLAIN_LINES).encode(encoding, "backslashreplace"))
 
 
 def _write(data: bytes) -> None:

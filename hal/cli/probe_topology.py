@@ -58,10 +58,13 @@ def _kinds(options: Options) -> tuple[Kind, ...]:
 
 
 def _with_bridges(seen: Look) -> tuple[Device, ...]:
-    """Return the chosen devices and all PCI functions: filters choose what is shown, not how it is wired."""
+    """Return the chosen devices and the bridges above them: filters choose what is shown, not how it is wired."""
     ids = {device.id for device in seen.devices}
+    above = {(device.location.node, address) for device in seen.devices for address in device.location.pci_path}
     return tuple(
-        device for device in seen.survey.inventory if device.id in ids or (device.kind is Kind.SWITCH and len(ids) > 0)
+        device
+        for device in seen.survey.inventory
+        if device.id in ids or (device.location.node, device.location.pci_address or "") in above
     )
 
 

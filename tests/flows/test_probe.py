@@ -162,7 +162,10 @@ def test_lines_fit_the_terminal_and_colour_is_only_for_terminals(machines: Machi
     for verb, columns in (("list", 43), ("topology", 61)):
         lines = machines.probe("dgx-h100", verb, COLUMNS=str(columns)).stdout.splitlines()
         assert max(map(len, lines)) <= columns
-    assert "\x1b" not in machines.probe("dgx-h100").stdout
+    plain = machines.probe("dgx-h100", "tree", PYTHONIOENCODING="ascii").stdout
+    assert plain.isascii()
+    assert "|  |     |- gpu0" in plain
+    assert "\x1b" not in plain
     assert "\x1b[32m" in machines.probe("dgx-h100", "--color", "always").stdout
 
 
