@@ -9,7 +9,7 @@ from hal.errors import DeadlineExceeded, DeviceGone, FlushedError, InvalidArgume
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import ALL_ACCESS, ConnectionState, PhysicalState, PortState
 from hal.model.health import Health, Presence
-from hal.testing.kinds.rnic import connect
+from hal.testing.kinds.rnic_bench import connect
 from hal_mocks.clock import VirtualClock
 from hal_mocks.dpu_state import begin_boot, card_id
 from hal_mocks.faults import FaultType

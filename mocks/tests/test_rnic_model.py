@@ -10,7 +10,7 @@ from hal.drivers.guard import OpenGuard
 from hal.errors import RemoteAccessError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import ALL_ACCESS
-from hal.testing.kinds.rnic import connect
+from hal.testing.kinds.rnic_bench import connect
 from hal_mocks.machine import Machine
 from hal_mocks.profile import load_profile
 from hal_mocks.rnic import MockRnicDriver

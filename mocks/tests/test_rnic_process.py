@@ -13,7 +13,8 @@ from hal.drivers.guard import OpenGuard
 from hal.errors import HalError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import ALL_ACCESS, Access
-from hal.testing.kinds.rnic import Pair, RnicConformance, connect
+from hal.testing.kinds.rnic import RnicConformance
+from hal.testing.kinds.rnic_bench import Pair, connect
 from hal.testing.kinds.rnic_peer import DriverSpec, PeerProcess
 from hal_mocks import rnic_memory
 from hal_mocks.machine import Machine

@@ -18,7 +18,7 @@ def run() -> Iterator[Row]:
     from hal.drivers.guard import GuardPages
     from hal.interfaces.deadline import Deadline
     from hal.interfaces.rnic import ALL_ACCESS
-    from hal.testing.kinds.rnic import connect
+    from hal.testing.kinds.rnic_bench import connect
     from hal_mocks.machine import Machine
     from hal_mocks.profile import load_profile
     from hal_mocks.rnic import MockRnicDriver

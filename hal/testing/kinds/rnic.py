@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytest
 
-from hal.drivers.contract import Driver, Grant
-from hal.drivers.guard import GuardPages, OpenGuard
+from hal.drivers.contract import Grant
+from hal.drivers.guard import GuardPages
 from hal.errors import (
     FlushedError,
     InvalidArgument,
@@ -22,81 +21,19 @@ from hal.errors import (
     RemoteAccessError,
     TransferError,
 )
-from hal.interfaces.common import Handle
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
-from hal.interfaces.rnic import ALL_ACCESS, Access, CompletionCode, Connection, ConnectionState, Port, Region, Rnic
+from hal.interfaces.rnic import ALL_ACCESS, Access, CompletionCode, ConnectionState, Port, Rnic
 from hal.model.device import Device
-from hal.testing.conformance import DriverConformance, assert_error_is_for_people, needs
-from hal.testing.kinds.rnic_peer import DriverSpec, PeerProcess
+from hal.testing.conformance import assert_error_is_for_people, needs
+from hal.testing.kinds.rnic_bench import WITHIN, Pair, RnicBench, connect, finish
+from hal.testing.kinds.rnic_peer import PeerProcess
 
 RKEY_OF_NOBODY = bytes(range(16))
-WITHIN = 10.0
 
 
-class Pair(NamedTuple):
-    """Two connected sides; ``region`` belongs to the far one, and ``near`` may do anything to it."""
-
-    near: Connection
-    far: Connection
-    region: Region
-
-
-class RnicConformance(DriverConformance):
+class RnicConformance(RnicBench):
     """The checks for RDMA NICs."""
-
-    def peer_driver_spec(self, driver: Driver) -> DriverSpec | None:
-        """Override: module, function and arguments that build the same driver in another process."""
-        return None
-
-    @pytest.fixture
-    def peer_device(self, driver: Driver, device: Device) -> Device:
-        """The NIC at the other end: another one of the same link layer in the same rack, or the same one."""
-        for other in driver.discover(Deadline.after(10)).devices:
-            if (
-                other.allocatable
-                and other.id != device.id
-                and other.value("link_layer") == device.value("link_layer")
-                and other.location.rack == device.location.rack
-            ):
-                return other
-        return device
-
-    @pytest.fixture
-    def nic(self, handle: Handle) -> Rnic:
-        """The examined NIC."""
-        assert isinstance(handle, Rnic), "a handle of this kind is an hal.interfaces.rnic.Rnic"
-        return handle
-
-    @pytest.fixture
-    def peer(self, driver: Driver, peer_device: Device, device: Device, grant: Grant) -> Iterator[Rnic]:
-        """The NIC at the other end, opened."""
-        if peer_device.id != device.id:
-            driver.prepare(peer_device.id, grant, Deadline.after(10))
-        handle = cast(Rnic, driver.open(peer_device.id, OpenGuard(grant.lease, grant.fence), Deadline.after(10)))
-        yield handle
-        handle.close()
-        if peer_device.id != device.id:
-            driver.unprepare(peer_device.id, Grant(lease=grant.lease, fence=1_000_000), Deadline.after(10))
-
-    @pytest.fixture
-    def pair(self, nic: Rnic, peer: Rnic) -> Iterator[Pair]:
-        """Two connected sides with 4 KiB between them."""
-        near, far = connect(nic, peer)
-        with peer.register(4096, ALL_ACCESS) as region, near, far:
-            yield Pair(near, far, region)
-
-    @pytest.fixture
-    def other_process(self, driver: Driver, peer_device: Device, device: Device, grant: Grant) -> Iterator[PeerProcess]:
-        """The NIC at the other end, opened in a process of its own."""
-        spec = self.peer_driver_spec(driver)
-        assert spec is not None, "give peer_driver_spec(), or declare lacks = {'second-process'}"
-        if peer_device.id != device.id:
-            driver.prepare(peer_device.id, grant, Deadline.after(10))
-        with PeerProcess(spec, peer_device.id) as process:
-            yield process
-        if peer_device.id != device.id:
-            driver.unprepare(peer_device.id, Grant(lease=grant.lease, fence=1_000_000), Deadline.after(10))
 
     # Ports and counters
 
@@ -460,16 +397,3 @@ class RnicConformance(DriverConformance):
         with pytest.raises(TransferError):
             finish(connection, connection.put(b"dead", memory.address, memory.rkey), within_seconds=1)
         assert connection.state is ConnectionState.ERROR
-
-
-def finish(connection: Connection, operation: Operation[Any], within_seconds: float = WITHIN) -> None:
-    """Wait for an operation, and until it is visible at the target."""
-    operation.wait(Deadline.after(within_seconds))
-    connection.flush().wait(Deadline.after(within_seconds))
-
-
-def connect(near: Rnic, far: Rnic, *, rnr_timeout_seconds: float = 5.0) -> tuple[Connection, Connection]:
-    """Connect two NICs of this process with each other."""
-    here = near.endpoint(rnr_timeout_seconds=rnr_timeout_seconds)
-    there = far.endpoint(rnr_timeout_seconds=rnr_timeout_seconds)
-    return here.connect(there.address), there.connect(here.address)
