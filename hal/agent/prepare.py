@@ -28,6 +28,8 @@ from hal.model.lease import AllocatedDevice, Lease, LeaseState
 _LOG = logging.getLogger(__name__)
 HELD_BACK_SECONDS = 60.0
 """How long a device that could not be prepared is kept from new leases, unless its driver says worse."""
+ASK_AGAIN_SECONDS = 5.0
+"""How long a device is kept from new leases that could not be asked how it is."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +177,7 @@ class Agent:
 
     def _condition(self, device_id: str, type_: str, evidence: str, status: Status) -> Condition:
         now = self.ledger.clock.now()
+        seconds = HELD_BACK_SECONDS if status is Status.TRUE else ASK_AGAIN_SECONDS
         return Condition(
             device=device_id,
             type=type_,
@@ -184,7 +187,7 @@ class Agent:
             source=AGENT,
             first_seen_at=now,
             last_seen_at=now,
-            expires_at=now + HELD_BACK_SECONDS,
+            expires_at=now + seconds,
         )
 
     # --- calls

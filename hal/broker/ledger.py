@@ -35,7 +35,7 @@ class Ledger:
         self.clock = clock
         self.state = load_state(store)
         self._doubt = False
-        self._snapshot_at = self.state.revision
+        self._snapshot_at = self.state.restored_from
         self.lock = threading.RLock()
 
     def execute(self, command: AnyCommand) -> Answer:

@@ -52,6 +52,7 @@ class State:
         self.boot_id = ""
         self.clock_offset_seconds = 0.0
         self.latest_at = 0.0
+        self.restored_from = 0
         self.devices: dict[str, Device] = {}
         self.leases: dict[str, Lease] = {}
         self.claims: dict[str, Claim] = {}
@@ -273,6 +274,7 @@ class State:
         for device in snapshot.devices:
             state._device_seen(r.DeviceSeen(at=0.0, device=device))
         state.revision, state.fence = snapshot.revision, snapshot.fence
+        state.restored_from = snapshot.revision
         state.boot_id, state.clock_offset_seconds = snapshot.boot_id, snapshot.clock_offset_seconds
         state.latest_at = snapshot.latest_at
         state.leases = {lease.id: lease for lease in snapshot.leases}

@@ -15,7 +15,7 @@ from hal.broker.sqlite import FILE, JournalBusy, SqliteStore
 from hal.errors import JournalError
 from hal.interfaces.deadline import Deadline
 from tests.unit.broker.fake import ManualClock
-from tests.unit.broker.world import claim, server
+from tests.unit.broker.world import claim, device, server
 
 RECORDS = [BootSeen(at=float(i), boot_id=f"boot-{i}") for i in range(5)]
 
@@ -90,6 +90,18 @@ def test_a_snapshot_and_what_follows_make_the_running_state(kept):
     ledger.execute(c.ProveReleased(lease="c1", fence=lease.fence, fenced={lease.devices[0].id: "?"}))
     ledger.store.save_snapshot(ledger.state.snapshot())
     ledger.execute(c.Release(lease="c2"))
+    assert load_state(kept.open()).snapshot() == ledger.state.snapshot()
+
+
+def test_short_lived_processes_take_snapshots_too(kept, monkeypatch):
+    monkeypatch.setattr("hal.broker.ledger.SNAPSHOT_EVERY", 10)
+    for number in range(8):
+        ledger = Ledger(kept.open(), ManualClock())
+        ledger.execute(c.Begin(boot_id=f"b{number}"))
+        ledger.execute(c.Observe(devices=(device("g0", size=number),)))
+    snapshot = kept.open().snapshot()
+    assert snapshot is not None
+    assert ledger.state.revision - snapshot.revision < 10
     assert load_state(kept.open()).snapshot() == ledger.state.snapshot()
 
 
