@@ -352,3 +352,21 @@ def test_a_sick_parent_is_asked_too(tmp_path):
 def test_a_lease_is_one_json_document(broker):
     lease = broker.claim("gpu", id="a").lease
     assert msgspec.json.decode(msgspec.json.encode(lease), type=type(lease)) == lease
+
+
+def test_the_page_opens_after_the_driver_prepared_and_closes_before_it_unprepares(world, broker):
+    seen = []
+    pages, driver = broker.agent.pages, world.driver
+    prepare, unprepare = driver.prepare, driver.unprepare
+
+    def preparing(device_id, grant, deadline):
+        seen.append(("prepare", grant.lease in broker.state.leases, pages.fence(device_id) == grant.fence))
+        prepare(device_id, grant, deadline)
+
+    def unpreparing(device_id, grant, deadline):
+        seen.append(("unprepare", grant.lease in broker.state.leases, pages.fence(device_id) == grant.fence))
+        unprepare(device_id, grant, deadline)
+
+    driver.prepare, driver.unprepare = preparing, unpreparing
+    broker.claim("gpu", id="a").release()
+    assert seen == [("prepare", True, False), ("unprepare", True, False)], "committed first, page last; page first"
