@@ -80,7 +80,7 @@ def machine(tmp_path):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    """Machines for looking at only: a tree takes a while to write."""
+    """Machines that many tests look at, and that are left without faults: a tree takes a while to write."""
     made: dict[str, Machine] = {}
 
     def make(profile: str) -> Machine:
@@ -212,8 +212,8 @@ def names(root: HostRoot, kind: Kind) -> set[str | None]:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gpu3", Kind.GPU), ("mlx5_2", Kind.RNIC), ("nvme1", Kind.NVME)])
-def test_what_falls_off_the_bus_is_gone_from_sysfs_until_it_heals(machine, name, kind):
-    mock = machine("dgx-h100")
+def test_what_falls_off_the_bus_is_gone_from_sysfs_until_it_heals(rendered, name, kind):
+    mock = rendered("dgx-h100")
     (root,) = render(mock)
     before = names(root, kind)
     address = next(alias[4:] for alias in mock.named(name).aliases if alias.startswith("pci:"))
@@ -234,8 +234,8 @@ def test_a_card_that_falls_off_takes_its_nics_and_its_rshim_along(machine):
     assert root.path("dev/rshim1/misc").exists()
 
 
-def test_links_go_down_and_slow_as_the_drivers_say(machine):
-    mock = machine("dgx-h100")
+def test_links_go_down_and_slow_as_the_drivers_say(rendered):
+    mock = rendered("dgx-h100")
     (root,) = render(mock)
     mock.inject("mlx5_0", FaultType.LINK_DOWN)
     mock.inject("mlx5_8", FaultType.LINK_DOWN)
@@ -256,6 +256,7 @@ def test_links_go_down_and_slow_as_the_drivers_say(machine):
             for name in ("port_state", "rate_gbps", "link_speed_gts", "link_width"):
                 if name in device.attributes and name in twin.attributes:
                     assert twin.value(name) == device.value(name), (device.name, name)
+    mock.heal()
 
 
 def test_a_region_turns_read_only_and_bad_in_places(machine):
@@ -271,8 +272,8 @@ def test_a_region_turns_read_only_and_bad_in_places(machine):
     assert root.path("sys/bus/nd/devices/region1/badblocks").read_text() == ""
 
 
-def test_a_hung_device_answers_with_fifos_and_hides_nobody(machine):
-    mock = machine("dgx-h100")
+def test_a_hung_device_answers_with_fifos_and_hides_nobody(rendered):
+    mock = rendered("dgx-h100")
     (root,) = render(mock)
     before = len(discover_host(root).devices)
     mock.inject("mlx5_3", FaultType.HANG)

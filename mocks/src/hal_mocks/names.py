@@ -49,12 +49,11 @@ def devices_of(host: Host) -> Iterator[Named]:
         yield Named(f"upmem-{serials[rank.dimm]}-{rank.index}", rank.name, node, Kind.UPMEM, _aliases(rank=rank.name))
     seen: set[str] = set()
     for nvme in host.nvmes:
-        own = f"nvme-{nvme.serial}"
-        own_id = f"{node}/pci/{nvme.pci}" if own in seen or not nvme.serial else own
-        seen.add(own)
-        yield Named(
-            own_id, nvme.name, node, Kind.NVME, _aliases(pci=nvme.pci, serial=nvme.serial, block=f"{nvme.name}n1")
-        )
+        by_place = nvme.serial in seen or not nvme.serial  # a serial number that two drives have is no identity
+        seen.add(nvme.serial)
+        own_id = f"{node}/pci/{nvme.pci}" if by_place else f"nvme-{nvme.serial}"
+        aliases = _aliases(pci=nvme.pci, serial=nvme.serial, block=f"{nvme.name}n1")
+        yield Named(own_id, nvme.name, node, Kind.NVME, aliases)
     for nic in host.nics:
         yield Named(f"{node}/nic/{nic.name}", nic.name, node, Kind.NIC, _aliases(pci=nic.pci, netdev=nic.name))
 

@@ -236,7 +236,8 @@ class Layout:
 
     def _free_run(self, bridge: Bridge, length: int) -> int:
         """Return the first bus of a free run: from 0x10 upwards, then below it."""
-        for first in (*range(0x10, 257 - length), *range(0x01, 0x10)):
+        starts: list[int] = [*range(0x10, 257 - length), *range(0x01, 0x10)]
+        for first in starts:
             if first + length <= 256 and all(
                 (bridge.domain, bus) not in self._used for bus in range(first, first + length)
             ):

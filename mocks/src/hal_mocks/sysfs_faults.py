@@ -111,9 +111,10 @@ class Faulty:
 def functions_of(host: Host) -> dict[str, tuple[str, ...]]:
     """Return the PCI functions of every device by its name."""
     found: dict[str, tuple[str, ...]] = {dpu.name: dpu.pci for dpu in host.dpus}
-    for device in (*host.gpus, *host.rnics, *host.nics, *host.nvmes):
-        if device.pci:
-            found[device.name] = (device.pci,)
+    found |= {gpu.name: (gpu.pci,) for gpu in host.gpus if gpu.pci}
+    found |= {rnic.name: (rnic.pci,) for rnic in host.rnics if rnic.pci}
+    found |= {nic.name: (nic.pci,) for nic in host.nics if nic.pci}
+    found |= {nvme.name: (nvme.pci,) for nvme in host.nvmes}
     for region in host.pmem:
         found[region.name] = tuple(dimm.pci for dimm in region.dimms if dimm.pci)
         found |= {dimm.name: (dimm.pci,) for dimm in region.dimms if dimm.pci}

@@ -189,6 +189,7 @@ def _add_namespace(files: Files, region: str, space: PmemNamespace, address: int
         "nd_pmem",
     )
     above = f"{region}/{space.name}"
+    facts: dict[str, str | bytes | int]
     if holder:
         above = f"{region}/{held}"
         facts = {"mode": "pmem", "uuid": space.uuid, "namespace": space.name, "size": space.size_bytes}
