@@ -125,7 +125,7 @@ def _make_folders(path: str, folder: str, name: str, made: set[str], links: set[
 
 
 def _check_link(path: str, parent: str, target: str) -> None:
-    from hal.host.tree import ABSENT_LINK
+    from hal.host.missing import ABSENT_LINK
 
     if target.startswith(ABSENT_LINK):
         return

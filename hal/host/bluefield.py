@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hal.host.identity import BLUEFIELD
+from hal.host.missing import Missing
 from hal.host.pci import Function
 from hal.host.pcie import vpd_field
 from hal.host.scan import Scan, word
-from hal.host.tree import Missing
 from hal.model.attributes import Absence, Attribute
 from hal.model.kind import Kind
 

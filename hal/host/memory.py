@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from hal.host.missing import Missing
 from hal.host.numa import NODES
 from hal.host.scan import Scan, malformed
-from hal.host.tree import Missing
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Location
 from hal.model.kind import Kind

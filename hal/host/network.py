@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from hal.host.missing import Missing
 from hal.host.numa import Place
 from hal.host.pci import Function, address_on
 from hal.host.scan import Scan, malformed, one_line
-from hal.host.tree import Missing, Tree
+from hal.host.tree import Tree
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Location
 from hal.model.kind import Kind

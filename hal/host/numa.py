@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from hal.host.tree import EMPTY, Missing, parse_number
+from hal.host.missing import EMPTY, Missing
+from hal.host.tree import parse_number
 from hal.model.attributes import Absence, Attribute
 
 if TYPE_CHECKING:

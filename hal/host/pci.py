@@ -7,9 +7,10 @@ import re
 from functools import partial
 
 from hal.host.identity import VENDORS
+from hal.host.missing import NOT_THERE, Missing
 from hal.host.numa import Place
 from hal.host.pcie import CONVENTIONAL, Express, read_express
-from hal.host.tree import NOT_THERE, Missing, Tree
+from hal.host.tree import Tree
 from hal.model.attributes import Absence, Attribute
 
 DEVICES = "bus/pci/devices"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
-from hal.host.tree import Missing, Tree
+from hal.host.missing import Missing
+from hal.host.tree import Tree
 
 _CONFIG_BYTES = 256
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from hal.drivers.contract import Problem
 from hal.host.conditions import judge
+from hal.host.missing import Missing
 from hal.host.numa import Place, Placement
 from hal.host.pci import Function, find_functions
-from hal.host.tree import HostTree, Missing
+from hal.host.tree import HostTree
 from hal.interfaces.deadline import Deadline
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Device, Location

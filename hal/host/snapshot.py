@@ -9,12 +9,13 @@ import msgspec
 from hal.drivers.contract import HostRoot
 from hal.errors import DriverError
 from hal.host.driver import discover_tree
+from hal.host.missing import ABSENT_LINK, EMPTY, NOT_THERE, Missing
 from hal.host.pci import DEVICES
 from hal.host.pcie import vpd_field
 from hal.host.recorder import Recorder
 from hal.host.redact import Pseudonyms
 from hal.host.tarball import FILE, FOLDER, LINK, Tarball
-from hal.host.tree import ABSENT_LINK, EMPTY, NOT_THERE, HostTree, Missing, Tree
+from hal.host.tree import HostTree, Tree
 from hal.model.attributes import Absence
 
 _FUNCTION_FILES = (

@@ -8,9 +8,9 @@ import stat
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from hal.errors import DriverError
+from hal.host.missing import ABSENT_LINK, BY_ERRNO, EMPTY, NOT_TEXT, NOT_THERE, OUTSIDE, recorded_absence
+from hal.host.missing import Missing as Missing  # part of what a tree says
 from hal.model.attributes import Absence, Attribute
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
@@ -21,40 +21,6 @@ _LARGEST = (1 << 64) - 1
 _SMALLEST = -(1 << 63)
 _MOST_COMPONENTS = 64
 _MOST_LINKS = 40
-ABSENT_LINK = "hal-absent:"
-"""A symbolic link to this and a reason stands, in a snapshot, for an attribute that could not be read."""
-
-
-class Missing(msgspec.Struct, frozen=True):
-    """Why nothing could be read."""
-
-    reason: Absence
-    detail: str = ""
-
-    def attribute(self, source: str) -> Attribute:
-        """Return the absent attribute that this amounts to."""
-        return Attribute(source=source, absent=self.reason, detail=self.detail)
-
-
-NOT_THERE = Missing(Absence.NOT_REPORTED)
-EMPTY = Missing(Absence.NOT_REPORTED, "empty")
-OUT_OF_TIME = Missing(Absence.TIMEOUT, "the deadline had passed before it was read")
-_NOT_TEXT = Missing(Absence.MALFORMED, "not UTF-8")
-_OUTSIDE = Missing(Absence.MALFORMED, "a link leads out of the tree, or round in circles")
-_BY_ERRNO = {
-    errno.ENOENT: NOT_THERE,
-    errno.ENOTDIR: NOT_THERE,
-    errno.EACCES: Missing(Absence.PERMISSION),
-    errno.EPERM: Missing(Absence.PERMISSION),
-    errno.EISDIR: Missing(Absence.MALFORMED, "a folder in place of the attribute"),
-    errno.ENODEV: Missing(Absence.DEVICE_LOST),
-    errno.ENXIO: Missing(Absence.DEVICE_LOST),
-    errno.EAGAIN: Missing(Absence.TIMEOUT, "reading would block"),
-    errno.ETIMEDOUT: Missing(Absence.TIMEOUT, "the kernel timed out"),
-    errno.EINVAL: Missing(Absence.NOT_REPORTED, "not valid in the device's present state"),
-    errno.EOPNOTSUPP: Missing(Absence.UNSUPPORTED),
-    errno.ENAMETOOLONG: Missing(Absence.MALFORMED, "name too long"),
-}
 
 
 class Tree:
@@ -103,7 +69,7 @@ class Tree:
             parent, _, name = path.rpartition("/")
             folder = self.resolve(parent)
             if folder is None:
-                return _OUTSIDE
+                return OUTSIDE
             path = f"{folder}/{name}" if folder else name
         try:
             return os.open(path, _FLAGS, dir_fd=self._fd)
@@ -122,7 +88,7 @@ class Tree:
         if not self.trusted:
             resolved = self.resolve(folder)
             if resolved is None:
-                return [_OUTSIDE] * len(names)
+                return [OUTSIDE] * len(names)
             folder = resolved
         open_, read, close, top = os.open, os.read, os.close, self._fd
         found: list[str | Missing] = []
@@ -137,7 +103,7 @@ class Tree:
                 data = read(descriptor, _PAGE_BYTES)
                 found.append(data.decode().strip(_BLANK) or EMPTY if data else _why_empty(descriptor))
             except UnicodeDecodeError:
-                found.append(_NOT_TEXT)
+                found.append(NOT_TEXT)
             except OSError as error:
                 found.append(self._why(error, path))
             finally:
@@ -284,9 +250,9 @@ class Tree:
         if error.errno == errno.ELOOP:
             target = self._readlink(path) or ""
             if target.startswith(ABSENT_LINK):
-                return _recorded_absence(target)
+                return recorded_absence(target)
             return Missing(Absence.MALFORMED, "a link in place of the attribute")
-        return _BY_ERRNO.get(error.errno or 0) or Missing(Absence.ERROR, os.strerror(error.errno or 0))
+        return BY_ERRNO.get(error.errno or 0) or Missing(Absence.ERROR, os.strerror(error.errno or 0))
 
 
 def decode(data: bytes) -> str | Missing:
@@ -294,7 +260,7 @@ def decode(data: bytes) -> str | Missing:
     try:
         return data.decode().strip(_BLANK) or EMPTY
     except UnicodeDecodeError:
-        return _NOT_TEXT
+        return NOT_TEXT
 
 
 def _why_empty(descriptor: int) -> Missing:
@@ -303,14 +269,6 @@ def _why_empty(descriptor: int) -> Missing:
         return Missing(Absence.TIMEOUT, "a pipe in place of the attribute: a reader would wait for ever")
     # Root can open what nobody may read; a recording marks it by its mode, and says the same to everybody.
     return Missing(Absence.PERMISSION) if not stat.S_IMODE(mode) else EMPTY
-
-
-def _recorded_absence(target: str) -> Missing:
-    reason, _, detail = target.removeprefix(ABSENT_LINK).partition(":")
-    try:
-        return Missing(Absence(reason), detail)
-    except ValueError:
-        return Missing(Absence.ERROR, "unreadable when recorded")
 
 
 def join(folder: str, target: str) -> str | None:
