@@ -75,7 +75,7 @@ def test_every_command_of_a_page_does_what_the_page_says(page: Path, tmp_path: P
         for command, said in _commands(text):
             if command.startswith("export "):
                 name, _, value = command[len("export ") :].partition("=")
-                environ[name] = value.strip("'\"")
+                environ[name] = value.strip("'\"").replace("$PWD", str(work))
                 continue
             done = subprocess.run(
                 ["bash", "-c", command],

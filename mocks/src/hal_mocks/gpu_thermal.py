@@ -52,7 +52,10 @@ def advance(state: Thermal, now: float, limit_watts: float, busy_ns: int, replay
     """Return the model at ``now``: utilisation since the last look heats, the air at the inlet cools."""
     span = now - state.at
     if span <= 0:
-        return state
+        if state.power_watts:
+            return state
+        # The first look of all: nothing has been integrated yet, but a GPU that is there draws power.
+        return msgspec.structs.replace(state, power_watts=power_of(state.load, state.slowed, limit_watts))
     utilization = min(1.0, state.load + max(0, busy_ns - state.busy_ns) * 1e-9 / span)
     temperature, energy, slowed = state.temperature_celsius, state.energy_joules, state.slowed
     power = power_of(utilization, slowed, limit_watts)
