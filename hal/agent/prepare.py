@@ -49,6 +49,7 @@ class Agent:
         self.drivers = drivers
         self.pages = pages
         self.deadline_seconds = deadline_seconds
+        self._unfinished: dict[str, bool] = {}
 
     # --- granting
 
@@ -90,6 +91,7 @@ class Agent:
 
     def take_back(self, lease: Lease, returned: bool = False, untouched: Iterable[AllocatedDevice] = ()) -> None:
         """End every handle, shut every device, and say which of them are proven to be free."""
+        self._unfinished[lease.id] = returned
         for device in lease.devices:
             self.pages.revoke(device.id, lease.fence)
         fenced: dict[str, str] = {}
@@ -99,6 +101,7 @@ class Agent:
             if why is not None:
                 fenced[device.id] = why
         self.ledger.execute(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced, returned=returned))
+        del self._unfinished[lease.id]
 
     def _shut(self, device: AllocatedDevice, grant: Grant) -> str | None:
         """Unprepare one device; return why that is not proven."""
@@ -112,7 +115,13 @@ class Agent:
         return None
 
     def expire(self) -> tuple[Lease, ...]:
-        """Take back what has expired; return those leases."""
+        """Take back what has expired, and what a failing journal kept from being taken back; return the expired."""
+        for lease_id, returned in list(self._unfinished.items()):
+            left = self.ledger.state.leases.get(lease_id)
+            if left is None:
+                del self._unfinished[lease_id]
+            else:
+                self.take_back(left, returned)
         answer = self.ledger.execute(c.Expire())
         assert isinstance(answer, c.Done)
         for lease in answer.leases:
@@ -129,6 +138,10 @@ class Agent:
                     self.prepare(lease)
                 else:
                     self.renew_pages(lease)
+        self.free_fenced()
+
+    def free_fenced(self) -> None:
+        """Try again to shut the devices whose last holder is not proven to have let go."""
         for device_id, fenced in list(self.ledger.state.fenced.items()):
             self.pages.revoke(device_id, fenced.fence)
             grant = Grant(lease=fenced.lease, fence=fenced.fence, tenant=fenced.tenant)

@@ -115,13 +115,14 @@ class LocalBroker:
     # --- the verbs
 
     def refresh(self) -> None:
-        """Look at all devices again."""
+        """Look at all devices again, and try to free those that did not let go."""
         if self.observe is None:
             return
         seen = self.observe()
         sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
         with self._lock:
             self.ledger.execute(c.Observe(devices=sight.devices, complete=True, silent=sight.silent))
+            self.agent.free_fenced()
 
     def claim(
         self,

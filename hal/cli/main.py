@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except HalError as error:
         return _report(error, options.json)
+    except Exception:  # a guard: whatever it is, a script must be able to tell it from "refused"
+        import traceback
+
+        traceback.print_exc()
+        print("hal: this is a mistake of ours; please report it with the lines above", file=sys.stderr)
+        return INTERNAL
 
 
 def _report(error: HalError, as_json: bool) -> int:

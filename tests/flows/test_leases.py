@@ -165,3 +165,10 @@ def test_another_process_opens_the_devices_with_a_ticket_until_the_lease_ends(ha
         hal("release", "a")
         said, _ = holder.communicate("\n", timeout=60)
     assert "has ended" in said
+
+
+def test_a_mistake_of_ours_ends_with_70(hal, tmp_path):
+    (tmp_path / "mine" / "run").mkdir(parents=True)
+    (tmp_path / "mine" / "run" / "guards").write_text("in the way")
+    hal("status", "--state", str(tmp_path / "mine"), code=70)
+    assert "FileExistsError" in hal.stderr

@@ -370,3 +370,28 @@ def test_the_page_opens_after_the_driver_prepared_and_closes_before_it_unprepare
     driver.prepare, driver.unprepare = preparing, unpreparing
     broker.claim("gpu", id="a").release()
     assert seen == [("prepare", True, False), ("unprepare", True, False)], "committed first, page last; page first"
+
+
+def test_a_fenced_device_that_lets_go_is_claimed_again(world, broker):
+    held = broker.claim("gpu", count=4)
+    world.driver.clinging.add(held.devices[0].id)
+    held.release()
+    world.driver.clinging.clear()
+    assert len(broker.claim("gpu", count=4).devices) == 4
+
+
+def test_a_release_that_the_journal_could_not_keep_is_finished_later(world, broker):
+    held = broker.claim("gpu", count=4, id="a")
+    original, calls = world.store.append, []
+
+    def fail_at_the_second(records, revision):
+        calls.append(records)
+        if len(calls) == 2:
+            raise JournalError("I/O error")
+        return original(records, revision)
+
+    world.store.append = fail_at_the_second
+    with pytest.raises(JournalError):
+        held.release()
+    assert broker.state.holders
+    assert len(broker.claim("gpu", count=4).devices) == 4
