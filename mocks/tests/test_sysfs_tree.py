@@ -272,6 +272,32 @@ def test_a_region_turns_read_only_and_bad_in_places(machine):
     assert root.path("sys/bus/nd/devices/region1/badblocks").read_text() == ""
 
 
+@pytest.mark.parametrize(("profile", "dimm", "bus"), [("optane-server", "nmem3", "nd"), ("cxl-server", "mem1", "cxl")])
+def test_a_module_that_falls_off_takes_its_region_along_and_leaves_the_other_modules(rendered, profile, dimm, bus):
+    mock = rendered(profile)
+    (root,) = render(mock)
+    devices = root.path("sys/bus", bus, "devices")
+    before = set(os.listdir(devices))
+    mock.inject(dimm, FaultType.FALLEN_OFF_BUS)
+    gone = before - set(os.listdir(devices))
+    assert {dimm, "region0"} <= gone
+    assert not any(name.startswith(("nmem", "mem")) and name != dimm for name in gone)
+    assert "region1" not in gone
+    assert discover_host(root).problems == ()
+    mock.heal(dimm)
+    assert set(os.listdir(devices)) == before
+
+
+def test_a_lost_drive_is_dead_to_the_kernel(rendered):
+    mock = rendered("edge-soc")
+    (root,) = render(mock)
+    mock.inject("nvme0", FaultType.LOST)
+    (drive,) = [device for device in discover_host(root).devices if device.kind is Kind.NVME]
+    assert drive.value("state") == "dead"
+    assert drive.conditions
+    mock.heal()
+
+
 def test_a_hung_device_answers_with_fifos_and_hides_nobody(rendered):
     mock = rendered("dgx-h100")
     (root,) = render(mock)

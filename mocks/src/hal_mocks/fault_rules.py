@@ -9,34 +9,33 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hal.errors import UsageError
-from hal.model.kind import Kind
+from hal.model.kind import ACCELERATORS, Kind
 from hal_mocks.faults import Fault, FaultType
 
 if TYPE_CHECKING:
     from hal_mocks.graph import Graph
     from hal_mocks.names import Named
 
-_EVERY = frozenset(Kind)
-_LINKED = frozenset({Kind.GPU, Kind.RNIC, Kind.DPU, Kind.NIC, Kind.NVME})
+_MODULES = ACCELERATORS | {Kind.MEMORY}
 KINDS: dict[FaultType, frozenset[Kind]] = {
-    FaultType.LOST: _EVERY,
-    FaultType.FALLEN_OFF_BUS: _EVERY,
-    FaultType.HANG: _EVERY,
-    FaultType.SLOW: _EVERY,
-    FaultType.LIE: _EVERY,
-    FaultType.THERMAL: _EVERY,
+    FaultType.LOST: _MODULES | {Kind.NVME},
+    FaultType.FALLEN_OFF_BUS: _MODULES | {Kind.NVME, Kind.NIC},
+    FaultType.HANG: _MODULES | {Kind.NVME, Kind.NIC},
+    FaultType.SLOW: ACCELERATORS,
+    FaultType.LIE: ACCELERATORS,
     FaultType.XID: frozenset({Kind.GPU}),
-    FaultType.ECC_UNCORRECTABLE: frozenset({Kind.GPU, Kind.DPU, Kind.UPMEM}),
-    FaultType.LINK_DOWN: _LINKED,
-    FaultType.LINK_DEGRADED: _LINKED,
-    FaultType.FLAP: _LINKED,
+    FaultType.ECC_UNCORRECTABLE: frozenset({Kind.GPU, Kind.UPMEM}),
+    FaultType.LINK_DOWN: frozenset({Kind.GPU, Kind.RNIC, Kind.NIC}),
+    FaultType.FLAP: frozenset({Kind.GPU, Kind.RNIC, Kind.NIC}),
+    FaultType.LINK_DEGRADED: frozenset({Kind.GPU, Kind.RNIC, Kind.DPU, Kind.NIC, Kind.NVME}),
     FaultType.BAD_BLOCK: frozenset({Kind.PMEM}),
     FaultType.READ_ONLY: frozenset({Kind.PMEM}),
+    FaultType.THERMAL: frozenset({Kind.DPU, Kind.PMEM, Kind.UPMEM}),
     FaultType.BOOT_HANG: frozenset({Kind.DPU}),
-    FaultType.FW_FATAL: frozenset({Kind.DPU, Kind.RNIC}),
+    FaultType.FW_FATAL: frozenset({Kind.DPU}),
     FaultType.RUN_FAULT: frozenset({Kind.UPMEM}),
 }
-"""To which kinds a fault can happen; one that is not listed can happen to all."""
+"""To which kinds a fault can happen: those whose driver or sysfs shows it."""
 
 _XIDS = (13, 31, 43, 48, 63, 74, 79, 94, 95, 119)
 _DETAILS = frozenset(Fault.__struct_fields__) - {"id", "device", "type", "onset_at", "duration_seconds"}
@@ -50,8 +49,8 @@ def plan_fault(
     details: Mapping[str, object],
 ) -> Fault:
     """Return a fault that is to be set, its ``onset_at`` counting from then; raises ``UsageError`` for nonsense."""
-    if device.kind not in KINDS.get(type, _EVERY):
-        fitting = ", ".join(sorted(kind for kind in FaultType if device.kind in KINDS.get(kind, _EVERY)))
+    if device.kind not in KINDS[type]:
+        fitting = ", ".join(sorted(kind for kind in KINDS if device.kind in KINDS[kind]))
         raise UsageError(f"{type} does not happen to a {device.kind}", device=device.name, hint=fitting)
     unknown = sorted(set(details) - _DETAILS)
     if unknown:
@@ -101,7 +100,7 @@ def random_faults(
     found: list[Fault] = []
     for host in graph.hosts:
         for device in sorted(devices_of(host), key=lambda one: one.id):
-            fitting = [t for t in FaultType if device.kind in KINDS.get(t, _EVERY) and (types is None or t in types)]
+            fitting = [t for t in KINDS if device.kind in KINDS[t] and (types is None or t in types)]
             at = rng.expovariate(rate_per_hour / 3600) if rate_per_hour and fitting else float("inf")
             while at < hours * 3600:
                 found.append(_random_fault(rng, device, rng.choice(fitting), at, heals_after_seconds))

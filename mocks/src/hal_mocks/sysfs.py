@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hal.drivers.contract import HostRoot
-from hal_mocks.faults import Fault
+from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph_cache import cached_header, code_stamp
 
 if TYPE_CHECKING:
@@ -94,14 +94,14 @@ def tree_of(host: Host, faults: Sequence[Fault] = ()) -> dict[str, Entry]:
     for index, nic in enumerate(host.nics, len(host.rnics)):
         add_nic(files, nic, index, paths, faulty.ports(nic.name, [nic.rate_gbps])[0])
     for index, nvme in enumerate(host.nvmes):
-        add_nvme(files, nvme, index, numa[nvme.pci], paths)
+        add_nvme(files, nvme, index, numa[nvme.pci], paths, live=not faulty.has(nvme.name, FaultType.LOST))
     for dpu in host.dpus:
         add_dpu(files, dpu, host, paths)
     for gpu in host.gpus:
         if gpu.pci and host.function(gpu.pci).driver == "nvidia":  # type: ignore[union-attr]
             text = f"Model: \t\t {gpu.model}\nGPU UUID: \t {gpu.uuid}\nBus Location: \t {gpu.pci}"
             files.file(f"proc/driver/nvidia/gpus/{gpu.pci}/information", text)
-    add_pmem(files, host, paths, {region.name: faulty.region(region.name) for region in host.pmem})
+    add_pmem(files, host, paths, {region.name: faulty.region(region) for region in host.pmem})
     modules = {dimm.name: dimm for dimm in host.upmem_dimms}
     for rank in host.upmem_ranks:
         add_upmem_rank(files, modules[rank.dimm], rank)
@@ -111,7 +111,7 @@ def tree_of(host: Host, faults: Sequence[Fault] = ()) -> dict[str, Entry]:
 
 
 def _hangs(faults: Iterable[Fault]) -> bool:
-    return any(fault.type == "hang" for fault in faults)
+    return any(fault.type is FaultType.HANG for fault in faults)
 
 
 def _folders_of(host: Host, paths: Mapping[str, str], files: Files, name: str) -> list[str]:

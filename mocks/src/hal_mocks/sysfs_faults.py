@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from hal_mocks.faults import Fault, FaultType
-from hal_mocks.graph import Host
+from hal_mocks.graph import Host, PmemRegion
 from hal_mocks.names import ids_of
 from hal_mocks.sysfs_memory import RegionView
 from hal_mocks.sysfs_network import PortView
@@ -23,6 +23,7 @@ SHOWN = frozenset(
         FaultType.BAD_BLOCK,
         FaultType.READ_ONLY,
         FaultType.HANG,
+        FaultType.LOST,
     }
 )
 """The faults that sysfs shows. The others are known to the device's own driver only."""
@@ -67,11 +68,13 @@ class Faulty:
         slow = [fault for fault in self.by_name.get(name, ()) if fault.type is FaultType.LINK_DEGRADED]
         return [PortView(not down, _rate_left(rate, slow)) for rate in rates]
 
-    def region(self, name: str) -> RegionView:
+    def region(self, region: PmemRegion) -> RegionView:
         """Return a region as it looks."""
+        name = region.name
         mine = self.by_name.get(name, ())
+        gone = frozenset(dimm.name for dimm in region.dimms if self.has(dimm.name, FaultType.FALLEN_OFF_BUS))
         bad = tuple((fault.offset, fault.length) for fault in mine if fault.type is FaultType.BAD_BLOCK)
-        return RegionView(self.has(name, FaultType.READ_ONLY), bad)
+        return RegionView(self.has(name, FaultType.READ_ONLY), bad, gone)
 
     def _without_fallen(self, host: Host) -> Host:
         """Return the host without what fell off its bus, and with PCI links as slow as they are."""

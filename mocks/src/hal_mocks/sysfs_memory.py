@@ -15,11 +15,17 @@ _ALIGN = 2 << 20
 
 
 class RegionView:
-    """A region as its faults make it look: ``bad`` are ranges of bytes."""
+    """A region as its faults make it look: ``bad`` are ranges of bytes, ``gone`` modules that fell off their bus.
 
-    def __init__(self, read_only: bool = False, bad: tuple[tuple[int, int], ...] = ()) -> None:
+    A region that lacks a module is not there; the other modules are.
+    """
+
+    def __init__(
+        self, read_only: bool = False, bad: tuple[tuple[int, int], ...] = (), gone: frozenset[str] = frozenset()
+    ) -> None:
         self.read_only = read_only
         self.bad = bad
+        self.gone = gone
 
     def badblocks(self) -> bytes:
         """Return the ``badblocks`` file: first sector of 512 bytes and how many."""
@@ -88,7 +94,11 @@ def add_pmem(files: Files, host: Host, paths: dict[str, str], views: dict[str, R
     address = _FIRST_ADDRESS
     handle = 0
     for region in nvdimms:
+        view = views[region.name]
         for dimm in region.dimms:
+            if dimm.name in view.gone:
+                handle += 1
+                continue
             secured = "locked" if dimm.locked else "unlocked" if dimm.encrypted else "disabled"
             flags = "not_armed" if dimm.locked else ""
             vendor, _, _ = dimm.id.partition("-")
@@ -119,8 +129,9 @@ def add_pmem(files: Files, host: Host, paths: dict[str, str], views: dict[str, R
                 "nvdimm",
             )
             handle += 1
-        names = [dimm.name for dimm in region.dimms]
-        _add_region(files, region, f"{_ACPI_NFIT}/ndbus0", address, views[region.name], names)
+        if not view.gone:
+            names = [dimm.name for dimm in region.dimms]
+            _add_region(files, region, f"{_ACPI_NFIT}/ndbus0", address, view, names)
         address += region.size_bytes
     if expanders:
         _add_cxl(files, expanders, paths, views, address, handle)
@@ -232,6 +243,8 @@ def _add_cxl(
     for region in regions:
         volatile = region.persistence_domain == "none"
         for dimm in region.dimms:
+            if dimm.name in views[region.name].gone:
+                continue
             above = paths[dimm.pci]
             files.device(
                 f"{above}/{dimm.name}",
@@ -249,6 +262,10 @@ def _add_cxl(
                 {"DEVTYPE": "cxl_memdev", "DEVNAME": f"cxl/{dimm.name}"},
                 "cxl_mem",
             )
+        if views[region.name].gone:
+            first_nmem += 0 if volatile else len(region.dimms)
+            address += region.size_bytes
+            continue
         path = f"{decoder}/{region.name}"
         attributes: dict[str, str | bytes | int] = {
             "mode": "ram" if volatile else "pmem",

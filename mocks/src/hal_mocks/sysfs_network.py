@@ -122,8 +122,8 @@ def _add_netdev(
         files.link(f"{path}/device", above)
 
 
-def add_nvme(files: Files, nvme: Nvme, index: int, numa: int, paths: dict[str, str]) -> None:
-    """Add an NVMe controller and its first namespace."""
+def add_nvme(files: Files, nvme: Nvme, index: int, numa: int, paths: dict[str, str], live: bool) -> None:
+    """Add an NVMe controller and its first namespace; a controller that does not answer the kernel calls dead."""
     path = f"{paths[nvme.pci]}/nvme/{nvme.name}"
     files.device(
         path,
@@ -132,7 +132,7 @@ def add_nvme(files: Files, nvme: Nvme, index: int, numa: int, paths: dict[str, s
             "model": nvme.model.ljust(40),
             "serial": nvme.serial.ljust(20),
             "firmware_rev": "1.0",
-            "state": "live",
+            "state": "live" if live else "dead",
             "transport": "pcie",
             "address": nvme.pci,
             "numa_node": numa,
