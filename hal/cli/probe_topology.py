@@ -46,7 +46,7 @@ def show_topology(options: Options) -> int:
             lines += tree(build(_with_bridges(seen)), columns, style, options.all)
         lines += _matrix_lines(found, columns, style)
         lines += _pair_lines(seen.devices, columns, style)
-        say_lines(lines)
+        say_lines(lines[1:] if lines and not lines[0] else lines)
     warn(seen)
     return seen.exit_code
 

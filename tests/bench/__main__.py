@@ -12,8 +12,13 @@ from pathlib import Path
 def main(names: list[str]) -> int:
     modules = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
     chosen = [module for module in modules if not names or any(name in module for name in names)]
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    print(f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}\n")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "?",
+    )
+    print(
+        f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}\n"
+    )
     print("| what | measured | compared with, same run | ratio | goal | met | includes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     missed = 0
@@ -22,7 +27,10 @@ def main(names: list[str]) -> int:
             missed += not row.met
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             met = "yes" if row.met else "**no**"
-            print(f"| {row.name} | {row.measured} | {row.peer} | {ratio} | {row.goal} | {met} | {row.includes} |", flush=True)
+            print(
+                f"| {row.name} | {row.measured} | {row.peer} | {ratio} | {row.goal} | {met} | {row.includes} |",
+                flush=True,
+            )
     print(f"\n{missed} goals missed" if missed else "\nall goals met")
     return 0
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Row:
     """What was measured, in the same run as what it is compared with.
 
-    ``ratio`` is measured over peer, or goal over measured for a rate: at most 1 means the goal is met when ``goal_ratio``
-    is 1. ``includes`` says what the number contains.
+    ``ratio`` is measured over peer; ``goal`` says in words what it must be and ``met`` whether it is. ``includes`` says
+    what the number contains.
     """
 
     name: str

@@ -12,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hal
 import pytest
+
+import hal
 from hal import errors
 
 ROOT = Path(__file__).parents[2]

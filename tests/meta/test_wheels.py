@@ -55,7 +55,11 @@ def test_no_vendor_library_is_needed_by_the_core(wheels: dict[str, Path]):
     with zipfile.ZipFile(wheels["hal"]) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
         text = archive.read(metadata).decode()
-    needed = {line.split(":")[1].split()[0].split(">")[0] for line in text.splitlines() if line.startswith("Requires-Dist") and "extra" not in line}
+    needed = {
+        line.split(":")[1].split()[0].split(">")[0]
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist") and "extra" not in line
+    }
     assert needed == {"msgspec", "numpy", "pluggy"}
 
 

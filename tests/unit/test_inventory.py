@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hal.errors import DeviceNotFound
 from hal.model.attributes import Absence, absent, known
 from hal.model.device import Device, Link, Location
 from hal.model.event import EventType
 from hal.model.inventory import Inventory, diff, merge
 from hal.model.kind import Kind
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def device(id: str, kind: Kind = Kind.GPU, name: str = "", node: str = "n1", **fields: object) -> Device:
@@ -92,7 +93,10 @@ def test_a_difference_is_keyed_by_identity():
 _devices = st.lists(
     st.builds(
         lambda i, kind, bus, links: device(
-            f"d{i}", kind, aliases=(f"pci:0000:{bus:02x}:00.0",), links=tuple(Link(type="x", peer=f"d{p}") for p in links)
+            f"d{i}",
+            kind,
+            aliases=(f"pci:0000:{bus:02x}:00.0",),
+            links=tuple(Link(type="x", peer=f"d{p}") for p in links),
         ),
         st.integers(0, 8),
         st.sampled_from([Kind.GPU, Kind.RNIC, Kind.PCI]),

@@ -258,9 +258,7 @@ def test_the_compiler_agrees_with_a_naive_interpreter(text, x, y, z):
     assert selector.matches(device) is (expected is True)
 
 
-PIECES = st.sampled_from(
-    [*"()[]{}.,'\"+-*/<>=!: ", " and ", " not ", " in ", "x", "1", "GiB", "has", "lambda", "é"]
-)
+PIECES = st.sampled_from([*"()[]{}.,'\"+-*/<>=!: ", " and ", " not ", " in ", "x", "1", "GiB", "has", "lambda", "é"])
 
 
 @settings(max_examples=300, deadline=None)

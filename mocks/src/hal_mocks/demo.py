@@ -90,7 +90,8 @@ def main() -> int:
         with open_broker(state=Path(folder, "broker"), deadline_seconds=30) as broker:
             counts = broker.status().devices
             say("discover  " + ", ".join(f"{row['all']} {kind}" for kind, row in counts.items()))
-            right = all([play(scene, broker, machine) for scene in SCENES])
+            results = [play(scene, broker, machine) for scene in SCENES]
+            right = all(results)
             say(f"\nleases left: {len(broker.list())}; journal at revision {broker.status().revision}")
     say("Everything went as it must." if right else "SOMETHING WENT WRONG, see above.")
     return 0 if right else 1

@@ -118,12 +118,14 @@ class MockBuffer:
     @property
     def shape(self) -> tuple[int, ...]:
         """Extents, C order."""
-        return self._live("shape").shape
+        shape: tuple[int, ...] = self._live("shape").shape
+        return shape
 
     @property
     def dtype(self) -> str:
         """Name of the element's type."""
-        return self._live("dtype").dtype.name
+        name: str = self._live("dtype").dtype.name
+        return name
 
     @property
     def array(self) -> Array:
@@ -163,7 +165,7 @@ class MockBuffer:
         array = self.array
         if dl_device is None and copy is None and max_version is not None:
             return array.__dlpack__(max_version=max_version)
-        asked = {"max_version": max_version, "dl_device": dl_device, "copy": copy}
+        asked: dict[str, Any] = {"max_version": max_version, "dl_device": dl_device, "copy": copy}
         return array.__dlpack__(**{name: value for name, value in asked.items() if value is not None})
 
     def __dlpack_device__(self) -> tuple[int, int]:
