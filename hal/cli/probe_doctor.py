@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hal.agent.report import SYSFS, DriverReport
 from hal.cli.probe import say_lines, say_report, timed
-from hal.cli.probe_look import Look, suggestions
+from hal.cli.probe_look import Look, distinct, suggestions
 from hal.cli.probe_options import Options
 from hal.cli.probe_reports import Diagnosis, DoctorReport, KindDiagnosis
 from hal.cli.render.text import Style, clean, cut, terminal_columns
@@ -116,7 +116,7 @@ def _counts(kind: Kind, devices: Sequence[Device]) -> Iterator[Diagnosis]:
 
 
 def _undriven(kind: Kind, seen: Look) -> Iterator[Diagnosis]:
-    for one in suggestions(seen.survey):
+    for one in distinct(suggestions(seen.survey)):
         if one.kind is kind:
             yield Diagnosis(level=TROUBLE, text=one.text, remedy=one.remedy, device=one.device)
 

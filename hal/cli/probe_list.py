@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hal.cli.probe_look import Look
+from hal.cli.probe_look import Look, distinct, suggestions
 from hal.cli.probe_options import Options
 from hal.cli.render.describe import HIDDEN_KINDS
 from hal.cli.render.table import device_table
@@ -22,7 +22,7 @@ def list_lines(seen: Look, options: Options) -> list[str]:
     hidden = len(seen.devices) - len(shown)
     if hidden:
         below.append(f"{hidden} bridges and other PCI functions are not shown (--all shows them)")
-    below += [f"{clean(one.text)} (pip install {one.distribution})" for one in seen.survey.suggestions]
+    below += [f"{clean(one.text)} ({one.remedy})" for one in distinct(suggestions(seen.survey))]
     if any(device.health is not Health.HEALTHY for device in shown) or seen.survey.partial:
         below.append("hal-probe doctor says what to do")
     return [*lines, *([""] if lines else []), *(line if columns is None else cut(line, columns) for line in below)]

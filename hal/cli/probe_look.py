@@ -64,12 +64,16 @@ def find_root(root: str | None) -> str | None:
 def chosen(devices: Iterable[Device], options: Options) -> tuple[Device, ...]:
     """Return the devices that pass ``--kind`` and ``--where``, in their order."""
     kinds = options.kinds
-    found = tuple(device for device in devices if kinds is None or device.kind in kinds)
+    everything = tuple(devices)
+    found = tuple(device for device in everything if kinds is None or device.kind in kinds)
     if not options.where:
         return found
     from hal.model.selector import compile_selector
 
-    matches = compile_selector(options.where).matches
+    names: set[str] = set()  # a misspelt attribute would match nothing, and look like an answer
+    for device in everything:
+        names.update(device.attributes, device.capacity)
+    matches = compile_selector(options.where, names).matches
     return tuple(device for device in found if matches(device))
 
 
@@ -120,4 +124,19 @@ def suggestions(found: Survey) -> tuple[SuggestionRecord, ...]:
             remedy=f"pip install {one.distribution}",
         )
         for one in found.suggestions
+    )
+
+
+def distinct(found: tuple[SuggestionRecord, ...]) -> tuple[SuggestionRecord, ...]:
+    """Return one suggestion for all hardware of one model on a node: eight equal cards want one line."""
+    alike: dict[tuple[str, str, str], list[SuggestionRecord]] = {}
+    for one in found:
+        alike.setdefault((one.node, one.model, one.remedy), []).append(one)
+    return tuple(
+        group[0]
+        if len(group) == 1
+        else msgspec.structs.replace(
+            group[0], text=group[0].text.replace("; nothing", f", and {len(group) - 1} more like it; nothing", 1)
+        )
+        for group in alike.values()
     )
