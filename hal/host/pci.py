@@ -6,6 +6,7 @@ import os
 import re
 from functools import partial
 
+from hal.host.folder import Folder
 from hal.host.identity import VENDORS
 from hal.host.missing import NOT_THERE, Missing
 from hal.host.numa import Place
@@ -15,14 +16,13 @@ from hal.model.attributes import Absence, Attribute
 
 DEVICES = "bus/pci/devices"
 _BRIDGE = "0604"
+_CONFIG_BYTES = 256
 _HEX = frozenset("0123456789abcdef")
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
 _UEVENT = re.compile(
     r"(?:DRIVER=([^\n]*)\n)?PCI_CLASS=([0-9A-Fa-f]{1,6})\nPCI_ID=([0-9A-Fa-f]{4}):([0-9A-Fa-f]{4})(?:\n|$)"
 )
-_FILES = ("uevent", "numa_node")
-_LINK_FILES = ("current_link_width", "max_link_speed", "max_link_width")
 
 
 class Function:
@@ -99,68 +99,102 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     """Return all PCI functions by address, and the entries that are none."""
     functions: dict[str, Function] = {}
     ancestries: dict[str, tuple[str, ...]] = {}
+    bridges: list[tuple[Function, Express | None]] = []
     strange: list[str] = []
-    for name, path in tree.entries(DEVICES):
-        if path is None or not is_address(name):
+    for name, folder in tree.walk(DEVICES):
+        if folder is None or not is_address(name):
             strange.append(name)
             continue
-        function = functions[name] = _read_function(tree, name, path)
+        path = folder.path
+        function = functions[name] = Function(name, path)
         above, _, last = path.rpartition("/")
         if last == name:
-            bridges = ancestries.get(above)
-            if bridges is None:
-                bridges = ancestries[above] = pci_ancestry(above)
-            function.bridges = bridges
-            ancestries[path] = (*bridges, name)
-    for function in sorted(functions.values(), key=lambda one: len(one.bridges)):
+            ancestry = ancestries.get(above)
+            if ancestry is None:
+                ancestry = ancestries[above] = pci_ancestry(above)
+            function.bridges = ancestry
+        _read_function(folder, function)
         if function.is_bridge:
-            express = _ask_config(tree, function)
+            ancestries[path] = (*function.bridges, name)
+            express = _ask_config(folder, whole=not tree.trusted)
             if express is not None and express.max_width and express.width:
                 _take_link(function.attributes, express)
             else:
-                _read_link(tree, function)
-            function.role, source = _role(express, function, functions)
-            function.attributes["pci_role"] = Attribute(function.role, source)
+                _read_link(folder, function)
+            bridges.append((function, express))
+    for function, express in sorted(bridges, key=_depth):  # where a bridge stands depends on those above it
+        function.role, source = _role(express, function, functions)
+        function.attributes["pci_role"] = Attribute(function.role, source)
     return functions, strange
 
 
-def _read_function(tree: Tree, address: str, path: str) -> Function:
-    function = Function(address, path)
-    uevent, function.numa_told = tree.read_many(path, _FILES)
-    attributes = function.attributes
-    driver: str | None
-    usual = _UEVENT.match(uevent) if isinstance(uevent, str) else None
+def _depth(bridge: tuple[Function, Express | None]) -> int:
+    return len(bridge[0].bridges)
+
+
+def _read_function(folder: Folder, function: Function) -> None:
+    uevent = folder.read("uevent")
+    function.numa_told = folder.read("numa_node")
+    usual = _usual(uevent) if isinstance(uevent, str) else None
     if usual is not None:
-        driver, code, vendor, device = usual.groups()
-        function.vendor, function.device = vendor.lower(), device.lower()
-        function.class_code = code.lower().zfill(6)
-        attributes["pci_vendor"] = Attribute(function.vendor, "sysfs:uevent")
-        attributes["pci_device"] = Attribute(function.device, "sysfs:uevent")
-        attributes["pci_class"] = Attribute(function.class_code, "sysfs:uevent")
+        function.vendor, function.device, function.class_code, function.driver, attributes = usual
+        function.attributes = dict(attributes)
     else:
-        function.vendor = _identify(tree, path, "vendor", 4, attributes)
-        function.device = _identify(tree, path, "device", 4, attributes)
-        function.class_code = _identify(tree, path, "class", 6, attributes)
-        driver = tree.link(path + "/driver")
-    named = VENDORS.get(function.vendor)
+        attributes = function.attributes
+        function.vendor = _identify(folder, "vendor", 4, attributes)
+        function.device = _identify(folder, "device", 4, attributes)
+        function.class_code = _identify(folder, "class", 6, attributes)
+        function.driver = folder.link("driver") or ""
+        _name_vendor_and_driver(attributes, function.vendor, function.driver, "sysfs:driver")
+    if not function.is_bridge:
+        _read_link(folder, function)
+        group = folder.link("iommu_group")
+        if group is not None:
+            function.attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
+
+
+_Usual = tuple[str, str, str, str, dict[str, Attribute]]
+_USUAL: dict[str, _Usual] = {}
+_MOST_KNOWN = 256
+
+
+def _usual(uevent: str) -> _Usual | None:
+    """Return vendor, device, class, driver and attributes from a uevent as the kernel writes it, else None.
+
+    Many functions of a machine differ in nothing but their address, which comes last.
+    """
+    begin = uevent.partition("\nPCI_S")[0]  # PCI_SUBSYS_ID and PCI_SLOT_NAME
+    known = _USUAL.get(begin)
+    if known is not None:
+        return known
+    found = _UEVENT.match(uevent)
+    if found is None:
+        return None
+    driver, code, vendor, device = found.groups()
+    vendor, device, code = vendor.lower(), device.lower(), code.lower().zfill(6)
+    driver = driver if driver and driver.isprintable() else ""
+    attributes = {
+        "pci_vendor": Attribute(vendor, "sysfs:uevent"),
+        "pci_device": Attribute(device, "sysfs:uevent"),
+        "pci_class": Attribute(code, "sysfs:uevent"),
+    }
+    _name_vendor_and_driver(attributes, vendor, driver, "sysfs:uevent")
+    known = vendor, device, code, driver, attributes
+    if len(_USUAL) < _MOST_KNOWN and found.end() >= len(begin):
+        _USUAL[begin] = known
+    return known
+
+
+def _name_vendor_and_driver(attributes: dict[str, Attribute], vendor: str, driver: str, source: str) -> None:
+    named = VENDORS.get(vendor)
     if named is not None:
         attributes["vendor"] = Attribute(named, "pci-ids")
-    if driver and driver.isprintable():
-        function.driver = driver
-        attributes["pci_driver"] = Attribute(driver, "sysfs:uevent" if usual is not None else "sysfs:driver")
-    else:
-        attributes["pci_driver"] = _NO_DRIVER
-    if not function.is_bridge:
-        _read_link(tree, function)
-        group = tree.link(path + "/iommu_group")
-        if group is not None:
-            attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
-    return function
+    attributes["pci_driver"] = Attribute(driver, source) if driver else _NO_DRIVER
 
 
-def _identify(tree: Tree, path: str, name: str, digits: int, attributes: dict[str, Attribute]) -> str:
+def _identify(folder: Folder, name: str, digits: int, attributes: dict[str, Attribute]) -> str:
     """Take a number from the file of its own, where the uevent is not as the kernel writes it."""
-    found = tree.read(f"{path}/{name}")
+    found = folder.read(name)
     if isinstance(found, str):
         text = found.lower().removeprefix("0x").zfill(digits)
         if len(text) == digits and _HEX.issuperset(text):
@@ -172,7 +206,6 @@ def _identify(tree: Tree, path: str, name: str, digits: int, attributes: dict[st
 
 
 _KNOWN: dict[tuple[str, str], Attribute] = {}
-_MOST_KNOWN = 256
 
 
 def _speed(text: str | Missing, file: str) -> Attribute:
@@ -217,17 +250,18 @@ def _parse_width(text: str, source: str) -> Attribute:
     return Attribute(lanes, source)
 
 
-def _read_link(tree: Tree, function: Function) -> None:
+def _read_link(folder: Folder, function: Function) -> None:
     """Read speed and width, now and at most; a function without a link has none of the four files."""
-    speed = tree.read(function.path + "/current_link_speed")
+    if folder.lacks("current_link_speed"):
+        return
+    speed = folder.read("current_link_speed")
     if speed is NOT_THERE:
         return
     attributes = function.attributes
     attributes["link_speed_gts"] = _speed(speed, "current_link_speed")
-    width, max_speed, max_width = tree.read_many(function.path, _LINK_FILES)
-    attributes["link_width"] = _width(width, "current_link_width")
-    attributes["link_max_speed_gts"] = _speed(max_speed, "max_link_speed")
-    attributes["link_max_width"] = _width(max_width, "max_link_width")
+    attributes["link_width"] = _width(folder.read("current_link_width"), "current_link_width")
+    attributes["link_max_speed_gts"] = _speed(folder.read("max_link_speed"), "max_link_speed")
+    attributes["link_max_width"] = _width(folder.read("max_link_width"), "max_link_width")
 
 
 def _take_link(attributes: dict[str, Attribute], express: Express) -> None:
@@ -237,11 +271,15 @@ def _take_link(attributes: dict[str, Attribute], express: Express) -> None:
     attributes["link_max_width"] = Attribute(express.max_width, "sysfs:config")
 
 
-def _ask_config(tree: Tree, function: Function) -> Express | None:
-    config = tree.open(function.path + "/config")
+def _ask_config(folder: Folder, *, whole: bool) -> Express | None:
+    """Read what a function says of itself; ``whole`` where reading costs no word with the hardware."""
+    config = folder.open("config")
     if not isinstance(config, int):
         return None
     try:
+        if whole:
+            data = os.read(config, _CONFIG_BYTES)
+            return read_express(lambda length, offset: data[offset : offset + length])
         return read_express(partial(os.pread, config))
     except OSError:  # a folder or a pipe in place of it
         return None

@@ -45,7 +45,7 @@ class Recorder(Tree):
                 try:
                     self._keep(where, os.pread(descriptor, _CONFIG_BYTES, 0))
                 except OSError as error:
-                    self._keep(where, self._why(error, path))
+                    self._keep(where, self.why(error, path))
             else:
                 self._keep(where, descriptor)
         return descriptor
@@ -53,6 +53,10 @@ class Recorder(Tree):
     def read_many(self, folder: str, names: tuple[str, ...]) -> list[str | Missing]:
         """Read one by one."""
         return [self.read(f"{folder}/{name}") for name in names]
+
+    def _open_folder(self, path: str) -> int:
+        """Open none: what is read by bare names would not be kept."""
+        return -1
 
     def names(self, path: str) -> list[str]:
         """List, and keep the folder with the folders and links in it."""

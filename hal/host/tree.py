@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from hal.errors import DriverError
+from hal.host.folder import BLANK, FLAGS, FOLDER, PAGE_BYTES, Folder, decode, last_name, why_empty
 from hal.host.missing import ABSENT_LINK, BY_ERRNO, EMPTY, NOT_TEXT, NOT_THERE, OUTSIDE, recorded_absence
 from hal.host.missing import Missing as Missing  # part of what a tree says
 from hal.model.attributes import Absence, Attribute
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
-_FOLDER = os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOFOLLOW
-_PAGE_BYTES = 4096
-_BLANK = " \n\t\r\0"
 _LARGEST = (1 << 64) - 1
 _SMALLEST = -(1 << 63)
 _MOST_COMPONENTS = 64
@@ -51,15 +49,15 @@ class Tree:
             os.close(self._fd)
             self._fd = -1
 
-    def read_bytes(self, path: str, limit: int = _PAGE_BYTES) -> bytes | Missing:
+    def read_bytes(self, path: str, limit: int = PAGE_BYTES) -> bytes | Missing:
         """Return the first bytes of a file, in one read, or why there are none."""
         descriptor = self.open(path)
         if isinstance(descriptor, Missing):
             return descriptor
         try:
-            return os.read(descriptor, limit) or _why_empty(descriptor)
+            return os.read(descriptor, limit) or why_empty(descriptor)
         except OSError as error:
-            return self._why(error, path)
+            return self.why(error, path)
         finally:
             os.close(descriptor)
 
@@ -72,13 +70,13 @@ class Tree:
                 return OUTSIDE
             path = f"{folder}/{name}" if folder else name
         try:
-            return os.open(path, _FLAGS, dir_fd=self._fd)
+            return os.open(path, FLAGS, dir_fd=self._fd)
         except OSError as error:
-            return self._why(error, path)
+            return self.why(error, path)
         except ValueError:  # a NUL within the name
             return NOT_THERE
 
-    def read(self, path: str, limit: int = _PAGE_BYTES) -> str | Missing:
+    def read(self, path: str, limit: int = PAGE_BYTES) -> str | Missing:
         """Return the text of an attribute without the white space around it, or why there is none."""
         data = self.read_bytes(path, limit)
         return data if isinstance(data, Missing) else decode(data)
@@ -95,17 +93,17 @@ class Tree:
         for name in names:
             path = f"{folder}/{name}"
             try:
-                descriptor = open_(path, _FLAGS, dir_fd=top)
+                descriptor = open_(path, FLAGS, dir_fd=top)
             except OSError as error:
-                found.append(self._why(error, path))
+                found.append(self.why(error, path))
                 continue
             try:
-                data = read(descriptor, _PAGE_BYTES)
-                found.append(data.decode().strip(_BLANK) or EMPTY if data else _why_empty(descriptor))
+                data = read(descriptor, PAGE_BYTES)
+                found.append(data.decode().strip(BLANK) or EMPTY if data else why_empty(descriptor))
             except UnicodeDecodeError:
                 found.append(NOT_TEXT)
             except OSError as error:
-                found.append(self._why(error, path))
+                found.append(self.why(error, path))
             finally:
                 close(descriptor)
         return found
@@ -144,7 +142,7 @@ class Tree:
         where = path if self.trusted else self.resolve(path)
         if where is None:
             return []
-        flags = _FOLDER & ~os.O_NOFOLLOW if self.trusted else _FOLDER
+        flags = FOLDER & ~os.O_NOFOLLOW if self.trusted else FOLDER
         try:
             descriptor = os.open(where or ".", flags, dir_fd=self._fd)
         except (OSError, ValueError):
@@ -156,31 +154,63 @@ class Tree:
         finally:
             os.close(descriptor)
 
-    def entries(self, path: str) -> list[tuple[str, str | None]]:
-        """Return what a folder of links (``bus/pci/devices``) holds, each with where it really is; the quick way."""
+    def walk(self, path: str) -> Iterator[tuple[str, Folder | None]]:
+        """Yield what a folder of links (``bus/pci/devices``) holds, each with the folder that it leads to.
+
+        The folder is open until the next one is asked for; None for a link that leads out of the tree.
+        """
         canonical, up = self._canonical, "../" * (path.count("/") + 1) + "devices/"
         skip = len(up) - len("devices/")
-        found: list[tuple[str, str | None]] = []
         for name in self.names(path):
             here = f"{path}/{name}"
+            where, descriptor = None, -1
             target = self._readlink(here) if here not in canonical else None
             if target is not None and target.startswith(up) and "/." not in target[skip:] and "//" not in target:
                 where = target[skip:]
                 above = where.rpartition("/")[0]
-                if self.trusted or (canonical.get(above) == above and not self._is_link(where)):
-                    canonical[here] = canonical[where] = where
-                    found.append((name, where))
-                    continue
-            found.append((name, self.resolve(here)))
-        return found
+                if self.trusted or canonical.get(above) == above:
+                    descriptor = self._open_folder(where)  # which a link is not: looking is opening
+                    if descriptor >= 0:
+                        canonical[here] = canonical[where] = where
+            if descriptor < 0:
+                where = self.resolve(here)
+                descriptor = self._open_folder(where) if where is not None else -1
+            if where is None:
+                yield name, None
+                continue
+            folder = Folder(self, where, descriptor)
+            try:
+                yield name, folder
+            finally:
+                folder.close()
+
+    def entries(self, path: str) -> list[tuple[str, str | None]]:
+        """Return what a folder of links holds, each with where it really is."""
+        return [(name, None if folder is None else folder.path) for name, folder in self.walk(path)]
+
+    def _open_folder(self, path: str) -> int:
+        """Open a folder whose path contains no links; -1 if it cannot be, or is none."""
+        try:
+            return os.open(path or ".", FOLDER, dir_fd=self._fd)
+        except (OSError, ValueError):
+            return -1
 
     def exists(self, path: str) -> bool:
         """True if there is something, whatever it is."""
-        where = path if self.trusted else self.resolve(path)
-        if where is None:
+        if self.trusted:
+            return os.access(path or ".", os.F_OK, dir_fd=self._fd)
+        parent, _, name = path.rpartition("/")
+        folder = self.resolve(parent)
+        if folder is None:
             return False
+        here = f"{folder}/{name}" if folder else name
+        if not os.access(here or ".", os.F_OK, dir_fd=self._fd, follow_symlinks=False):
+            return False  # the usual answer, and much the quickest way to it
+        where = self.resolve(here)
+        if where is None or where == here:
+            return where is not None
         try:
-            os.stat(where or ".", dir_fd=self._fd, follow_symlinks=self.trusted)
+            os.lstat(where or ".", dir_fd=self._fd)
         except (OSError, ValueError):
             return False
         return True
@@ -188,10 +218,7 @@ class Tree:
     def link(self, path: str) -> str | None:
         """Return the last name of where a link leads (a driver's, a group's), or None if it is no link."""
         target = self._readlink(path)
-        if target is None or target.startswith(ABSENT_LINK):
-            return None
-        name = target.rstrip("/").rpartition("/")[2]
-        return name if name.isprintable() and name not in ("", ".", "..") else None
+        return None if target is None else last_name(target)
 
     def resolve(self, path: str) -> str | None:
         """Return where a path really is, as a path without links from the top of the tree.
@@ -246,29 +273,14 @@ class Tree:
             return None
         return target if target.isprintable() else None
 
-    def _why(self, error: OSError, path: str) -> Missing:
+    def why(self, error: OSError, path: str) -> Missing:
+        """Return what an error while reading amounts to."""
         if error.errno == errno.ELOOP:
             target = self._readlink(path) or ""
             if target.startswith(ABSENT_LINK):
                 return recorded_absence(target)
             return Missing(Absence.MALFORMED, "a link in place of the attribute")
         return BY_ERRNO.get(error.errno or 0) or Missing(Absence.ERROR, os.strerror(error.errno or 0))
-
-
-def decode(data: bytes) -> str | Missing:
-    """Return the text of an attribute, or why it is none."""
-    try:
-        return data.decode().strip(_BLANK) or EMPTY
-    except UnicodeDecodeError:
-        return NOT_TEXT
-
-
-def _why_empty(descriptor: int) -> Missing:
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        return Missing(Absence.TIMEOUT, "a pipe in place of the attribute: a reader would wait for ever")
-    # Root can open what nobody may read; a recording marks it by its mode, and says the same to everybody.
-    return Missing(Absence.PERMISSION) if not stat.S_IMODE(mode) else EMPTY
 
 
 def join(folder: str, target: str) -> str | None:
