@@ -239,7 +239,7 @@ def test_a_flapping_link_is_down_half_of_the_time(machine, driver):
     states = []
     for _ in range(4):
         states.append(gpu.peers()[0].nvlinks > 0)
-        machine.clock.advance(10)
+        machine.clock.advance(5)
     assert states == [False, True, False, True]
 
 

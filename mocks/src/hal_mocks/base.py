@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 from hal.drivers.contract import READY, Discovery, Grant, Problem, Readiness
 from hal.drivers.guard import Guard
-from hal.errors import DeadlineExceeded, DeviceGone, StaleFence
+from hal.errors import DeadlineExceeded, DeviceGone, InvalidArgument, StaleFence
 from hal.interfaces.deadline import Deadline, or_default
 from hal.model.attributes import Attribute, Value, known
 from hal.model.device import Device
@@ -58,8 +61,28 @@ def wait_out(machine: Machine, device_id: str, step: str, deadline: Deadline) ->
     )
 
 
+_OPEN: WeakSet[MockHandle] = WeakSet()
+"""This process's handles, so that a forked child learns that they are not its own."""
+
+
+def _leave_to_parent() -> None:
+    for handle in tuple(_OPEN):
+        handle._forked = True
+        handle._calm = -1
+        handle._abandon()
+    _OPEN.clear()
+
+
 class MockHandle:
-    """An opened mock device: the guard and the faults are met before every verb by :meth:`_enter`."""
+    """An opened mock device: the guard and the faults are met before every verb by :meth:`_enter`.
+
+    It belongs to the process that opened it: in a forked child its verbs are refused, and what it holds open there is
+    let go, so that a lock ends with its holder.
+    """
+
+    _closed = False
+    _forked = False
+    _heard_of_forks = False
 
     def __init__(self, machine: Machine, device: Device, guard: Guard) -> None:
         self._machine = machine
@@ -69,6 +92,10 @@ class MockHandle:
         self._check = guard.check
         self._control = machine.state.control
         self._calm = -1  # the generation of the machine in which nothing is wrong with this device
+        if not MockHandle._heard_of_forks:
+            MockHandle._heard_of_forks = True
+            os.register_at_fork(after_in_child=_leave_to_parent)
+        _OPEN.add(self)
 
     @property
     def device(self) -> Device:
@@ -78,21 +105,50 @@ class MockHandle:
     def _enter(self, step: str, deadline: Deadline | None = None) -> tuple[Fault, ...]:
         """Raise if the lease has ended or the device is gone; else return the faults left for the kind."""
         self._check()
+        if deadline is not None:
+            self._be_in_time(step, deadline)
         generation = self._control[0]
         if generation == self._calm:
             return ()
-        self._look(step)
+        self._be_open(step)
+        self._look(step, deadline)
         machine = self._machine
         faults = pass_through_faults(machine, self._id, step, or_default(deadline))
         calm = not faults and not machine._scheduled and machine._generation == generation
         self._calm = generation if calm else -1
         return faults
 
-    def _look(self, step: str) -> None:
+    def _look(self, step: str, deadline: Deadline | None = None) -> None:
         """Raise what a kind has to say besides faults; asked whenever the machine's generation has changed."""
 
+    def _be_in_time(self, step: str, deadline: Deadline) -> None:
+        if deadline.expired:
+            raise DeadlineExceeded(
+                "the deadline had passed before it began: nothing was done",
+                device=self._id,
+                during=step,
+                hint="give a later deadline",
+            )
+
+    def _be_open(self, step: str) -> None:
+        if self._forked:
+            raise InvalidArgument(
+                "the handle belongs to the process that was forked",
+                device=self._id,
+                during=step,
+                hint="open the device in this process",
+            )
+        if self._closed:
+            raise InvalidArgument("the handle is closed", device=self._id, during=step, hint="open the device again")
+
+    def _abandon(self) -> None:
+        """Let go of descriptors in a forked child without touching what the parent shares."""
+
     def close(self) -> None:
-        """Give back what the handle holds."""
+        """Give back what the handle holds. A kind does its own part first."""
+        self._closed = True
+        self._calm = -1
+        _OPEN.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -180,10 +236,17 @@ class MockDriver:
                     hint="the lease was given to somebody else; claim again",
                 )
             if grant.fence > seen:
-                path.write_text(str(grant.fence))
+                write_whole(path, str(grant.fence).encode())
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file in one step: whoever reads sees the old one or the new one, also if the writer is killed."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_bytes(data)
+    fresh.replace(path)
 
 
 def apply_faults(

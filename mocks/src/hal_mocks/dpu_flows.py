@@ -9,7 +9,8 @@ import msgspec
 
 from hal.errors import DeviceBusy, DeviceGone, InvalidArgument
 from hal.interfaces.dpu import FlowAction, FlowMatch, FlowRule, FlowVerdict
-from hal_mocks.dpu_state import Card, find_card, is_up, write_whole
+from hal_mocks.base import write_whole
+from hal_mocks.dpu_state import Card, find_card, is_up
 from hal_mocks.machine import Machine
 
 TABLE_SIZE = 4096

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from os import PathLike
 
-import msgspec
-
 from hal.drivers.guard import Guard
 from hal.errors import AccessDenied, DeviceBusy, HardwareFault, InvalidArgument, Unsupported
 from hal.interfaces.deadline import Deadline, or_default
@@ -32,7 +30,7 @@ from hal.interfaces.dpu import (
 from hal.interfaces.operation import Operation
 from hal.model.attributes import Attribute
 from hal.model.device import Device
-from hal_mocks.base import MockHandle
+from hal_mocks.base import MockHandle, tell_lies
 from hal_mocks.dpu_flows import add_flow_rule, delete_flow_rule, flow_rules
 from hal_mocks.dpu_offloads import offloads_of, start_offload
 from hal_mocks.dpu_restart import push_image, restart
@@ -175,7 +173,7 @@ class MockDpu(MockHandle):
     def _follow(self, since: int, deadline: Deadline | None) -> Iterator[str]:
         pause = threading.Event()
         while True:
-            for line in self.read_console(since, deadline=deadline):
+            for line in self.read_console(since):
                 since = line.number + 1
                 yield line.text
             if deadline is None or deadline.expired:
@@ -327,13 +325,7 @@ class MockDpu(MockHandle):
     def telemetry(self, *, deadline: Deadline | None = None) -> Mapping[str, Attribute]:
         """Return what can be measured in the card's mode and boot state."""
         faults = self._enter("telemetry", deadline)
-        readings = measure(self._machine, self._card, self._services)
-        for fault in faults:
-            told = readings.get(fault.attribute) if fault.type is FaultType.LIE else None
-            if told is not None and told.value is not None:
-                value = msgspec.convert(fault.value, type(told.value), strict=False)
-                readings[fault.attribute] = Attribute(value=value, source=told.source)
-        return readings
+        return tell_lies(measure(self._machine, self._card, self._services), faults)
 
     def children(self, *, deadline: Deadline | None = None) -> tuple[str, ...]:
         """Return the ids of the card's RDMA NICs."""

@@ -13,8 +13,9 @@ import msgspec
 from hal.errors import DeviceBusy, InvalidArgument, Unsupported
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.dpu import Service, ServiceSpec, ServiceState
+from hal_mocks.base import write_whole
 from hal_mocks.dpu_processes import Supervisor, end_processes, exit_code, read_tail, start_process
-from hal_mocks.dpu_state import Card, write_whole
+from hal_mocks.dpu_state import Card
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from hal.interfaces.dpu import BootState, ConsoleLine, DpuMode, Image, NvmeExposure
+from hal_mocks.base import write_whole
 from hal_mocks.dpu_boot import Boot, console_lines, plan_boot
 from hal_mocks.faults import FaultType
 from hal_mocks.graph import Dpu, Host
@@ -126,13 +127,6 @@ class Card:
     def write_console(self, lines: tuple[ConsoleLine, ...]) -> None:
         """Replace the console log; call under :meth:`locked`."""
         write_whole(self.folder / "console.json", _ENCODER.encode(lines))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader sees the old one or the new one."""
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
 
 
 _CARDS: WeakKeyDictionary[Machine, dict[str, Card]] = WeakKeyDictionary()

@@ -14,6 +14,7 @@ from hal.interfaces.operation import Operation
 from hal.model.attributes import Absence, Attribute, Value, absent, known
 from hal.model.device import Device
 from hal.model.health import Condition
+from hal_mocks.base import tell_lies
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.gpu_contexts import BUSY_NS, TO_DEVICE, TO_HOST, Contexts
 from hal_mocks.gpu_describe import SOURCE, Place, places_of
@@ -311,37 +312,7 @@ def link_now(device: Device, faults: tuple[Fault, ...]) -> dict[str, Attribute]:
 
 def nvlinks_up(faults: tuple[Fault, ...], now: float) -> bool:
     """True unless a fault holds the NVLinks down at this moment."""
-    for fault in faults:
-        if fault.type is FaultType.LINK_DOWN:
-            return False
-        if fault.type is FaultType.FLAP and fault.seconds > 0 and int((now - fault.onset_at) / fault.seconds) % 2 == 0:
-            return False
-    return True
-
-
-def tell_lies(attributes: dict[str, Attribute], faults: tuple[Fault, ...]) -> dict[str, Attribute]:
-    """Return the attributes with what lying faults say instead; the source stays, for a lie does not show."""
-    for fault in faults:
-        true = attributes.get(fault.attribute) if fault.type is FaultType.LIE else None
-        if true is not None:
-            attributes[fault.attribute] = known(_alike(fault.value, true.value), true.source)
-    return attributes
-
-
-def _alike(text: str, true: Value | None) -> Value:
-    try:
-        match true:
-            case bool():
-                return text.lower() in ("true", "1", "yes")
-            case int():
-                return int(text)
-            case float():
-                return float(text)
-            case tuple():
-                return tuple(part for part in text.split(",") if part)
-    except ValueError:
-        return text
-    return text
+    return not any(fault.type in (FaultType.LINK_DOWN, FaultType.FLAP) and fault.holds_down(now) for fault in faults)
 
 
 def _by_location(counts: Counts) -> dict[str, EccCounts]:

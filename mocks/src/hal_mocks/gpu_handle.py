@@ -66,6 +66,8 @@ class MockGpuHandle(MockGpuManagement):
         The verbs that move bytes have these lines in themselves: a call costs more than what it does here.
         """
         self._check()
+        if deadline is not None:
+            self._be_in_time(step, deadline)
         if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work(step, deadline)
 
@@ -134,6 +136,8 @@ class MockGpuHandle(MockGpuManagement):
     def allocate(self, shape: Shape, dtype: str = "uint8", *, deadline: Deadline | None = None) -> MockBuffer:
         """Allocate an array; a large one takes host memory only where it is written."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("allocate", deadline)
         if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work("allocate", deadline)
         element = ELEMENTS.get(dtype)
@@ -161,6 +165,8 @@ class MockGpuHandle(MockGpuManagement):
     ) -> MockBuffer:
         """Copy a host array into a buffer."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("copy_to_device", deadline)
         if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work("copy_to_device", deadline)
         given: Array = source if type(source) is np.ndarray else _host_array(source)
@@ -188,6 +194,8 @@ class MockGpuHandle(MockGpuManagement):
     ) -> Array:
         """Copy a buffer or an array into a NumPy array."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("copy_to_host", deadline)
         if self._control[0] != self._clean or self._words[EPOCH] != self._epoch:
             self._meet_work("copy_to_host", deadline)
         array: Array = self._own(source, "copy_to_host") if type(source) is MockBuffer else np.asarray(source)
@@ -335,18 +343,26 @@ class MockGpuHandle(MockGpuManagement):
         """Give the context and its memory back; work that no stream was synchronised for is given up."""
         if self._closed:
             return
-        self._closed = True
+        super().close()
         self._clean = -1
+        if self._forked:
+            return
         self._count_moved()
         for stream in self._pending:
             stream.drop()
         self._pending.clear()
         self._boards.contexts(self._id).detach(self._slot, self._slot_lock)
 
+    def _abandon(self) -> None:
+        self._clean = -1
+        if self._slot_lock >= 0:
+            _close(self._slot_lock)
+            self._slot_lock = -1
+
     def __del__(self) -> None:
         # Nobody closed it: let the slot's lock go, so that the next who needs the slot finds it abandoned.
-        if not getattr(self, "_closed", True) and self._slot_lock >= 0:
-            _close(self._slot_lock)
+        if not self._closed and getattr(self, "_slot_lock", -1) >= 0:
+            self._abandon()
 
 
 def _host_array(source: Any) -> Array:

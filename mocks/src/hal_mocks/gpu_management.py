@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hal.drivers.guard import Guard
-from hal.errors import InvalidArgument, Unsupported
+from hal.errors import Unsupported
 from hal.interfaces.deadline import Deadline, or_default
 from hal.interfaces.gpu import Ecc, GpuProcess, Mode, Partition, PartitionProfile, Peer, RowRemapping
 from hal.interfaces.operation import Operation
@@ -29,18 +29,17 @@ class MockGpuManagement(MockHandle):
         super().__init__(machine, device, guard)
         self._boards = boards
         self._gpu = device.parent or device.id
-        self._control = machine.state.control
-        self._closed = False
         self._clean = -1
 
     def _enter(self, step: str, deadline: Deadline | None = None) -> tuple[Fault, ...]:
         """Raise if the lease has ended, the handle is closed or the device is gone."""
         self._check()
+        if deadline is not None:
+            self._be_in_time(step, deadline)
         return () if self._control[0] == self._clean else self._meet(step, deadline)
 
     def _meet(self, step: str, deadline: Deadline | None) -> tuple[Fault, ...]:
-        if self._closed:
-            raise InvalidArgument("the handle is closed", device=self._id, during=step, hint="open the device again")
+        self._be_open(step)
         generation = self._control[0]
         concerned = (self._id, self._gpu)
         if any(fault.device in concerned for fault in self._machine.state.faults()):

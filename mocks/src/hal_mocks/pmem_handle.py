@@ -44,7 +44,7 @@ class MockPmem(MockHandle):
             self._epoch = self._page[0] = store.load().epoch
         self._mappings: weakref.WeakSet[MockMapping] = weakref.WeakSet()
 
-    def _look(self, step: str) -> None:
+    def _look(self, step: str, deadline: Deadline | None = None) -> None:
         if self._page[0] != self._epoch:
             raise DeviceGone(
                 "the power failed, or the region was taken back, since it was opened",
@@ -134,6 +134,7 @@ class MockPmem(MockHandle):
 
     def close(self) -> None:
         """Unmap all that was mapped through this handle."""
+        super().close()
         for mapping in list(self._mappings):
             mapping.close()
 

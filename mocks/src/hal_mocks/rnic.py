@@ -16,12 +16,12 @@ from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device, Link, Location
 from hal.model.health import Action, Condition, Presence, Radius, Severity
 from hal.model.kind import Kind
-from hal_mocks.base import MockDriver, pass_through_faults
+from hal_mocks.base import MockDriver, pass_through_faults, tell_lies
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Graph
 from hal_mocks.machine import Machine
 from hal_mocks.rnic_files import disable_all, port_key, sweep, zero_counters
-from hal_mocks.rnic_handle import MockRnic, tell_lies
+from hal_mocks.rnic_handle import MockRnic
 from hal_mocks.rnic_link import (
     LANES,
     Place,

@@ -32,6 +32,8 @@ class MockConnection(Messages):
     ) -> Operation[None]:
         """Write into the target's memory, now or a little later, as the seed says."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("put", deadline)
         if self._control[0] != self._clear or self._words[0] != RTS or self._peer[0] != RTS:
             refused = self._admit("put", deadline)
             if refused is not None:
@@ -72,6 +74,8 @@ class MockConnection(Messages):
     ) -> Operation[None]:
         """Read from the target's memory; the bytes land now, or when the operation is looked at, as the seed says."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("get", deadline)
         if self._control[0] != self._clear or self._words[0] != RTS or self._peer[0] != RTS:
             refused = self._admit("get", deadline)
             if refused is not None:

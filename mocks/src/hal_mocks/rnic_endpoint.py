@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Self
+from weakref import WeakMethod
 
 from hal.errors import DeviceBusy, TransferError
 from hal.interfaces.deadline import Deadline
@@ -47,7 +47,7 @@ class MockEndpoint:
         self.address = encode_address(
             nic.device.id, self._session.name, self.number, self.page.words[OWN_TAG], self.port
         )
-        nic.engine.watch(self._listener.fileno(), self._accept)
+        nic.engine.watch(self._listener, self._accept)
 
     @property
     def state(self) -> ConnectionState:
@@ -95,15 +95,15 @@ class MockEndpoint:
             code=CompletionCode.RETRY_EXCEEDED,
         )
 
-    def _accept(self, events: int) -> None:
+    def _accept(self, _: socket.socket) -> None:
         with self._lock, contextlib.suppress(OSError):
             while not self._closed:
                 accepted, _ = self._listener.accept()
                 accepted.setblocking(False)
                 self._accepted[accepted] = False
-                self.nic.engine.watch(accepted.fileno(), partial(self._rung, accepted))
+                self.nic.engine.watch(accepted, self._rung)
 
-    def _rung(self, accepted: socket.socket, events: int) -> None:
+    def _rung(self, accepted: socket.socket) -> None:
         """A peer rang (D), asks for user memory (R), or is gone."""
         greeted = self._accepted.get(accepted, False)
         try:
@@ -119,9 +119,9 @@ class MockEndpoint:
             self.nic.engine.forget(accepted.fileno())
             self._accepted.pop(accepted, None)
             accepted.setblocking(True)
-            threading.Thread(
-                target=serve, args=(accepted, self.nic.region_of), name=f"rnic-serve-{self.number}", daemon=True
-            ).start()
+            regions = WeakMethod(self.nic.region_of)
+            name = f"rnic-serve-{self.number}"
+            threading.Thread(target=serve, args=(accepted, regions), name=name, daemon=True).start()
             return
         elif not greeted:
             self._accepted[accepted] = True
@@ -136,8 +136,15 @@ class MockEndpoint:
                     hung_up.close()
                 self._accepted.pop(hung_up, None)
 
+    def abandon(self) -> None:
+        """Let a forked child's connection look before every verb, and so find out whose it is."""
+        if self._connection is not None:
+            self._connection.abandon()
+
     def close(self) -> None:
         """Give back the queue pair."""
+        if self.nic._forked:
+            return
         with self._lock:
             if self._closed:
                 return

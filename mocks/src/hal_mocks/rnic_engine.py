@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakMethod
 
 logger = logging.getLogger(__name__)
 
@@ -18,29 +19,32 @@ GONE_EVENTS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Engine:
-    """Calls back from its thread when a socket can be read or its far side is gone, and ticks for who asks it to."""
+    """Calls back from its thread when a socket can be read or its far side is gone, and ticks for who asks it to.
+
+    It does not keep alive whom it calls: a NIC that nobody holds any more ends its engine, which closes the sockets.
+    """
 
     def __init__(self, name: str) -> None:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._watched: dict[int, tuple[socket.socket, WeakMethod[Callable[..., None]]]] = {}
         self._ticking: set[Callable[[], bool]] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"rnic-{name}", daemon=True)
         self._thread.start()
 
-    def watch(self, descriptor: int, callback: Callable[[int], None]) -> None:
-        """Call ``callback(events)`` whenever the descriptor is readable or its peer is gone."""
+    def watch(self, watched: socket.socket, callback: Callable[[socket.socket], None]) -> None:
+        """Call the bound method ``callback(watched)`` whenever the socket is readable or its peer is gone."""
         with self._lock:
-            self._callbacks[descriptor] = callback
-            self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
+            self._watched[watched.fileno()] = watched, WeakMethod(callback)
+            self._epoll.register(watched.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
 
     def forget(self, descriptor: int) -> None:
         """Watch the descriptor no longer; call before it is closed. Unknown ones are no error."""
         with self._lock:
-            if self._callbacks.pop(descriptor, None) is not None:
+            if self._watched.pop(descriptor, None) is not None:
                 self._epoll.unregister(descriptor)
 
     def tick(self, callback: Callable[[], bool]) -> None:
@@ -59,23 +63,42 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def stop(self) -> None:
+        """End the thread without waiting or locking: for whoever is collected, in whatever thread that happens."""
+        if not self._closed:
+            self._closed = True
+            os.eventfd_write(self._wake, 1)
+
+    def abandon(self) -> None:
+        """Close what a forked child has of a parent's engine; the thread did not come along."""
+        self._closed = True
+        for watched, _ in self._watched.values():
+            watched.close()
+        self._watched.clear()
+        self._epoll.close()
+        os.close(self._wake)
+
     def _run(self) -> None:
         while True:
             events = self._epoll.poll(TICK_SECONDS if self._ticking else None)
             if self._closed:
                 break
-            for descriptor, event in events:
+            for descriptor, _ in events:
                 if descriptor == self._wake:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
                     continue
-                callback = self._callbacks.get(descriptor)
-                if callback is not None:
-                    self._guarded(callback, event)
+                found = self._watched.get(descriptor)
+                callback = None if found is None else found[1]()
+                if found is not None and callback is not None:
+                    self._guarded(callback, found[0])
+                del found, callback  # while the thread sleeps it holds nobody
             for tick in tuple(self._ticking):
                 if not self._guarded(tick):
                     with self._lock:
                         self._ticking.discard(tick)
+        for watched, _ in self._watched.values():
+            watched.close()
         self._epoll.close()
         os.close(self._wake)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from hal_mocks.base import write_whole
 from hal_mocks.machine import Machine
 
 PAGE_BYTES = 4096
@@ -69,6 +70,10 @@ class SharedFile:
             os.close(self.descriptor)
             self.descriptor = -1
 
+    def __del__(self) -> None:
+        if getattr(self, "descriptor", -1) >= 0:
+            self.close()
+
 
 class Session:
     """One opened handle's folder, alive as long as its process holds the lock in it."""
@@ -106,8 +111,17 @@ class Session:
             return
         with self.machine.state.locked("rnic-sessions.lock"):
             _bury(self.machine, self.folder)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let the folder's lock go and leave the folder to the next sweep. Idempotent."""
+        if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", -1) >= 0:
+            self.abandon()
 
 
 def sessions_folder(machine: Machine, device_id: str) -> Path:
@@ -196,7 +210,7 @@ def tally(machine: Machine, key: str, **counts: int) -> None:
         totals = _totals(machine, key)
         for name, count in counts.items():
             totals[name] = totals.get(name, 0) + count
-        _counters_path(machine, key).write_bytes(msgspec.json.encode(totals))
+        write_whole(_counters_path(machine, key), msgspec.json.encode(totals))
 
 
 def zero_counters(machine: Machine, key: str, device_ids: Iterable[str]) -> None:
@@ -204,9 +218,8 @@ def zero_counters(machine: Machine, key: str, device_ids: Iterable[str]) -> None
     with machine.state.locked("rnic-sessions.lock"):
         live = _live(machine, key, device_ids)
         with machine.state.locked("rnic.lock"):
-            _counters_path(machine, key).write_bytes(
-                msgspec.json.encode({name: -count for name, count in live.items() if count})
-            )
+            offsets = {name: -count for name, count in live.items() if count}
+            write_whole(_counters_path(machine, key), msgspec.json.encode(offsets))
 
 
 def totals_of(machine: Machine, key: str, device_ids: Iterable[str]) -> dict[str, int]:

@@ -11,8 +11,8 @@ from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import Access, CompletionCode, LinkLayer, Port
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
-from hal_mocks.base import MockHandle
-from hal_mocks.faults import Fault, FaultType
+from hal_mocks.base import MockHandle, tell_lies
+from hal_mocks.faults import Fault
 from hal_mocks.machine import Machine
 from hal_mocks.rnic_endpoint import MockEndpoint
 from hal_mocks.rnic_engine import Engine
@@ -50,7 +50,6 @@ class MockRnic(MockHandle):
         self._regions: dict[bytes, MockRegion] = {}
         self._endpoints: set[MockEndpoint] = set()
         self._engine: Engine | None = None
-        self._closed = False
 
     @property
     def engine(self) -> Engine:
@@ -112,7 +111,6 @@ class MockRnic(MockHandle):
     ) -> MockRegion:
         """Register new memory, which peers map, or the user's, which this process serves."""
         self._enter("register", deadline)
-        self._require_open("register")
         region = MockRegion(self.session, memory, access, lambda rkey: self._regions.pop(rkey, None))
         self._regions[region.rkey] = region
         return region
@@ -126,7 +124,6 @@ class MockRnic(MockHandle):
     ) -> MockEndpoint:
         """Create a queue pair in INIT."""
         self._enter("endpoint", deadline)
-        self._require_open("endpoint")
         if not self._port(port, "endpoint").up:
             raise TransferError(
                 f"port {port} is down",
@@ -151,15 +148,13 @@ class MockRnic(MockHandle):
             f"there is no port {number}", device=self._id, during=step, hint="ports() names those that exist"
         )
 
-    def _require_open(self, step: str) -> None:
-        if self._closed:
-            raise InvalidArgument("the handle is closed", device=self._id, during=step, hint="open the device again")
-
     def close(self) -> None:
         """Close connections, deregister memory, remove the session."""
         if self._closed:
             return
-        self._closed = True
+        super().close()
+        if self._forked:
+            return
         for endpoint in tuple(self._endpoints):
             endpoint.close()
         for region in tuple(self._regions.values()):
@@ -168,12 +163,16 @@ class MockRnic(MockHandle):
             self._engine.close()
         self.session.close()
 
+    def _abandon(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.abandon()
+        if self._engine is not None:
+            self._engine.abandon()
+        self.session.abandon()
 
-def tell_lies(told: dict[str, Attribute], faults: Sequence[Fault]) -> dict[str, Attribute]:
-    """Replace what lying faults name; a lie keeps the type of the truth, where it can."""
-    for fault in faults:
-        if fault.type is FaultType.LIE and fault.attribute in told:
-            truth = told[fault.attribute]
-            kind = type(truth.value) if isinstance(truth.value, int | float) else str
-            told[fault.attribute] = known(kind(fault.value), truth.source)
-    return told
+    def __del__(self) -> None:
+        # Nobody closed it, and whoever is in the middle of something may hold any lock: only tell the thread to end.
+        # What is left in the folder is swept by whoever comes next, as after a killed process.
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is not None and not self._closed and not self._forked:
+            engine.stop()

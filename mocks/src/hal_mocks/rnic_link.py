@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from hal.interfaces.rnic import Gid, LinkLayer, PhysicalState, Port, PortState
-from hal_mocks.base import GONE
+from hal_mocks.base import GONE, write_whole
 from hal_mocks.dpu_state import card_of_rnic, is_up
-from hal_mocks.faults import Fault, FaultType
+from hal_mocks.faults import FLAP_SECONDS, Fault, FaultType
 from hal_mocks.graph import Host, Rnic, RnicPort
 from hal_mocks.machine import Machine, device_not_found
 
@@ -18,7 +18,6 @@ LANES = 4
 LANE_GBPS = {1: 2.5, 2: 5.0, 3: 10.0, 4: 14.0625, 5: 25.0, 6: 50.0, 7: 100.0, 8: 200.0}
 """Data rate of one lane by generation: SDR, DDR, QDR, FDR, EDR, HDR, NDR, XDR (IBTA roadmap)."""
 
-FLAP_SECONDS = 10.0
 PENALTY, SUPPRESS, REUSE, HALF_LIFE_SECONDS, CEILING = 1000.0, 2500.0, 750.0, 900.0, 12_000.0
 """Damping as of route flaps (RFC 2439); the ceiling is what decays to ``REUSE`` in an hour."""
 
@@ -94,14 +93,7 @@ def is_reachable(machine: Machine, place: Place) -> bool:
 
 def link_is_down(faults: Sequence[Fault], now: float) -> bool:
     """True if one of the faults keeps the link down now; a flapping one is down in the first half of each period."""
-    for fault in faults:
-        if fault.type is FaultType.LINK_DOWN:
-            return True
-        if fault.type is FaultType.FLAP:
-            period = fault.seconds or FLAP_SECONDS
-            if (now - fault.onset_at) % period < period / 2:
-                return True
-    return False
+    return any(fault.type in (FaultType.LINK_DOWN, FaultType.FLAP) and fault.holds_down(now) for fault in faults)
 
 
 def rate_left_gbps(port: RnicPort, faults: Sequence[Fault]) -> float:
@@ -153,9 +145,7 @@ def observe(machine: Machine, device_id: str) -> LinkHistory:
     with machine.state.locked("rnic.lock"):
         history = _DECODER.decode(path.read_bytes()) if path.exists() else LinkHistory()
         fresh = _advance(history, machine, device_id)
-        whole = path.with_suffix(".new")
-        whole.write_bytes(msgspec.json.encode(fresh))
-        whole.replace(path)
+        write_whole(path, msgspec.json.encode(fresh))
     return fresh
 
 
@@ -164,7 +154,7 @@ def forget_count(machine: Machine, device_id: str) -> None:
     history = observe(machine, device_id)
     with machine.state.locked("rnic.lock"):
         path = machine.state.device(device_id) / "link.json"
-        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(history, count=0)))
+        write_whole(path, msgspec.json.encode(msgspec.structs.replace(history, count=0)))
 
 
 def _advance(history: LinkHistory, machine: Machine, device_id: str) -> LinkHistory:

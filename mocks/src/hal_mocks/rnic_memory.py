@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, cast
-from weakref import WeakValueDictionary
+from weakref import WeakMethod, WeakValueDictionary
 
 from hal.errors import InvalidArgument
 from hal.interfaces.rnic import Access
@@ -238,21 +238,27 @@ class Courier:
         if self._socket is not None:
             self._socket.close()
 
+    def __del__(self) -> None:
+        self.close()
 
-def serve(requests: socket.socket, region_of: Callable[[bytes], MockRegion | None]) -> None:
-    """Answer one courier until it hangs up."""
+
+def serve(requests: socket.socket, region_of: WeakMethod[Callable[[bytes], MockRegion | None]]) -> None:
+    """Answer one courier until it hangs up; a NIC that nobody holds any more has no regions."""
     head = bytearray(_REQUEST.size)
     with requests, contextlib.suppress(OSError):
         while True:
             verb, rkey, address, length, first, second = _REQUEST.unpack(_receive(requests, head))
             # The payload is read whatever the answer will be, so that the stream stays in step.
             payload = memoryview(_receive(requests, bytearray(length if verb == PUT else 0)))
-            region = region_of(rkey)
+            nic = region_of()
+            region = None if nic is None else nic(rkey)
             try:
                 answer = _refuse() if region is None else region.apply(verb, address, length, payload, first, second)
             except PermissionError:
                 requests.sendall(_REPLY.pack(1, 0))
                 continue
+            finally:
+                del nic, region  # while it waits for the next request it holds nobody
             if isinstance(answer, bytes):
                 requests.sendall(_REPLY.pack(0, 0) + answer)
             else:

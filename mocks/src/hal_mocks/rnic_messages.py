@@ -74,6 +74,8 @@ class Messages(QueuePair):
     def fence(self, *, deadline: Deadline | None = None) -> None:
         """Let late work happen before anything that is posted from now on."""
         self._check()
+        if deadline is not None:
+            self._be_in_time("fence", deadline)
         if self._queues.staged:
             self._drive()
 

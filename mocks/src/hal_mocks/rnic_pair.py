@@ -76,7 +76,7 @@ class QueuePair(ABC):
         nic = endpoint.nic
         self._endpoint, self._nic, self._route = endpoint, nic, route
         self._id = nic.device.id
-        self._check = nic._guard.check
+        self._check, self._be_in_time = nic._guard.check, nic._be_in_time
         self._control = route.generations
         self._clear = -1
         self._words, self._peer = endpoint.page.words, peer.words
@@ -99,7 +99,7 @@ class QueuePair(ABC):
         self._words[PEER_TAG] = told.tag
         self._words[STATE] = RTR
         self._words[STATE] = RTS
-        nic.engine.watch(doorbell.fileno(), self._gone)
+        nic.engine.watch(doorbell, self._gone)
         LIVE.add(self)
 
     @property
@@ -127,6 +127,8 @@ class QueuePair(ABC):
     def _enter(self, step: str, deadline: Deadline | None) -> Operation[Any] | None:
         """Return a failed operation if the step cannot run. The verbs with a microsecond have this in line."""
         self._check()
+        if deadline is not None:
+            self._be_in_time(step, deadline)
         if self._control[0] != self._clear or self._words[0] != RTS or self._peer[0] != RTS:
             return self._admit(step, deadline)
         return None
@@ -258,7 +260,7 @@ class QueuePair(ABC):
             tally(self._nic._machine, self._own_key, local_ack_timeout_err=RETRIES + 1)
             self._break(self._transfer("progress", "retries exceeded: the peer is gone", CompletionCode.RETRY_EXCEEDED))
 
-    def _gone(self, events: int) -> None:
+    def _gone(self, _: socket.socket) -> None:
         """The peer's process died or closed its end; what it had sent before still counts."""
         self._nic.engine.forget(self._doorbell.fileno())
         self.advance()
@@ -301,6 +303,10 @@ class QueuePair(ABC):
     def close(self) -> None:
         """End the connection and its endpoint."""
         self._endpoint.close()
+
+    def abandon(self) -> None:
+        """A forked child's part of the end: nothing that the parent shares is touched."""
+        self._clear = -1
 
     def shut(self) -> None:
         """The connection's part of the end; the endpoint calls it once."""

@@ -15,7 +15,7 @@ from hal.interfaces.operation import Operation
 from hal.interfaces.upmem import Direction, DpuFault, MemoryKind, Rank, RankStatus, RunState, Symbol
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
-from hal_mocks.base import MockHandle, pass_through_faults
+from hal_mocks.base import GONE, MockHandle, pass_through_faults
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import UpmemRank
 from hal_mocks.machine import Machine
@@ -78,20 +78,24 @@ class MockUpmem(MockHandle):
         self._rank = rank
         self._owner = owner
         self._lock = _own(owner, self._id)
-        weakref.finalize(self, os.close, self._lock)
+        self._let_go = weakref.finalize(self, os.close, self._lock)
         self._memories = {dpu: DpuMemory(rank) for dpu in self._facts.dpus}
         self._windows: dict[str, _Window] = {}
         self._program: Program | None = None
         self._layout: Layout | None = None
         self._running = False
-        self._closed = False
         self._launches = 0
         self._cycles: int | None = None
         self._state = RunState.EMPTY
         self._faults: tuple[DpuFault, ...] = ()
         self._logs: dict[int, list[str]] = {}
 
-    def _look(self, step: str) -> None:
+    def _look(self, step: str, deadline: Deadline | None = None) -> None:
+        self._be_owner(step)
+        if self._device.parent is not None:  # a rank shares the fate of its DIMM
+            pass_through_faults(self._machine, self._device.parent, step, or_default(deadline))
+
+    def _be_owner(self, step: str) -> None:
         if self._closed or not _is_owner(self._lock, self._owner):
             raise DeviceGone(
                 "the rank was closed, reset or taken back since it was opened",
@@ -99,8 +103,6 @@ class MockUpmem(MockHandle):
                 during=step,
                 hint="open it again; its memories begin as zeros",
             )
-        if self._device.parent is not None:  # a rank shares the fate of its DIMM
-            pass_through_faults(self._machine, self._device.parent, step, Deadline.after(10))
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -232,8 +234,11 @@ class MockUpmem(MockHandle):
 
     def launch(self, *, deadline: Deadline | None = None) -> Operation[None]:
         """Run the program on all working units, in a thread of this process."""
-        self._guard.check()
-        self._look("launch")
+        self._check()
+        if deadline is not None:
+            self._be_in_time("launch", deadline)
+        self._be_open("launch")
+        self._be_owner("launch")
         self._refuse_running("launch")
         program, layout = self._program, self._layout
         if program is None or layout is None:
@@ -247,7 +252,9 @@ class MockUpmem(MockHandle):
         def work(_: Operation[None]) -> None:
             failed = True
             try:
-                pass_through_faults(self._machine, self._id, "launch", or_default(deadline))
+                limit = or_default(deadline)
+                for concerned in (self._device.parent, self._id):
+                    pass_through_faults(self._machine, concerned or self._id, "launch", limit)
                 self._run(program, layout)
                 failed = bool(self._faults)
             finally:
@@ -289,10 +296,11 @@ class MockUpmem(MockHandle):
     def _interrupt(self) -> None:
         """Stop a run whose lease has ended or whose rank is lost, taken back or closed."""
         self._guard.check()
-        self._look("launch")
-        for fault in self._machine.faults_of(self._id):
-            if fault.type in (FaultType.LOST, FaultType.FALLEN_OFF_BUS):
-                pass_through_faults(self._machine, self._id, "launch", Deadline.after(0))
+        self._be_owner("launch")
+        for concerned in (self._device.parent, self._id):
+            for fault in self._machine.faults_of(concerned or self._id):
+                if fault.type in GONE:
+                    pass_through_faults(self._machine, fault.device, "launch", Deadline.after(0))
 
     def _broken(self, dpu: int) -> Fault | None:
         for fault in self._machine.faults_of(self._id):
@@ -343,11 +351,14 @@ class MockUpmem(MockHandle):
 
     def close(self) -> None:
         """Give up the rank; a run that is under way stops, and the memories are gone with the handle."""
-        if not self._closed:
-            self._closed = True
-            self._calm = -1
-            self._windows, self._memories = {}, {}
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        if self._closed:
+            return
+        super().close()
+        self._windows, self._memories = {}, {}
+        self._let_go()
+
+    def _abandon(self) -> None:
+        self._let_go()
 
     def _refuse_running(self, step: str) -> None:
         if self._running:
@@ -378,5 +389,5 @@ def _own(path: Path, device: str) -> int:
 def _is_owner(descriptor: int, path: Path) -> bool:
     try:
         return os.fstat(descriptor).st_ino == path.stat().st_ino
-    except FileNotFoundError:
+    except OSError:  # the file is gone, or the handle was closed this moment
         return False

@@ -1,0 +1,184 @@
+"""What holds for an opened mock device of any kind: closing, deadlines, leaks, forks, killed processes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from hal.drivers.contract import Grant
+from hal.drivers.guard import OpenGuard
+from hal.errors import DeadlineExceeded, DeviceError, InvalidArgument
+from hal.interfaces.deadline import Deadline
+from hal.interfaces.rnic import ALL_ACCESS
+from hal.testing.conformance import assert_error_is_for_people
+from hal_mocks.clock import RealClock, VirtualClock
+from hal_mocks.dpu import MockDpuDriver
+from hal_mocks.faults import FaultType
+from hal_mocks.gpu import MockGpuDriver
+from hal_mocks.machine import Machine
+from hal_mocks.pmem import MockPmemDriver
+from hal_mocks.profile import load_profile
+from hal_mocks.rnic import MockRnicDriver
+from hal_mocks.upmem import MockUpmemDriver
+from hal_mocks.upmem_programs import ADD
+
+SOON = Deadline.after(600)
+
+
+class KindOfDevice(NamedTuple):
+    profile: str
+    driver: Callable[[Machine], Any]
+    use: Callable[[Any], object]
+    verbs: tuple[str, ...]
+
+
+def use_gpu(gpu: Any) -> None:
+    gpu.copy_to_host(gpu.copy_to_device(np.ones(2 << 20, np.uint8)))
+
+
+def use_rnic(nic: Any) -> None:
+    region, near, far = nic.register(4096, ALL_ACCESS), nic.endpoint(), nic.endpoint()
+    connection = near.connect(far.address)
+    far.connect(near.address)
+    connection.put(b"12345678", region.address, region.rkey).wait()
+    connection.fetch_add(region.address, region.rkey, 1).wait()
+
+
+def use_dpu(card: Any) -> None:
+    card.offload("crc32", b"123456789").wait()
+
+
+def use_pmem(region: Any) -> None:
+    with region.map(region.namespaces()[0].name) as mapping:
+        mapping.memcpy_persist(0, b"12345678")
+
+
+KINDS = {
+    "gpu": KindOfDevice("dgx-h100", MockGpuDriver, use_gpu, ("telemetry", "processes", "memory_info", "synchronize")),
+    "rnic": KindOfDevice("dgx-h100", MockRnicDriver, use_rnic, ("telemetry", "ports", "counters", "endpoint")),
+    "dpu": KindOfDevice("bluefield-host", MockDpuDriver, use_dpu, ("telemetry", "mode", "boot", "flows", "services")),
+    "pmem": KindOfDevice("optane-server", MockPmemDriver, use_pmem, ("telemetry", "region", "namespaces")),
+    "upmem": KindOfDevice(
+        "upmem-server", MockUpmemDriver, lambda rank: rank.load(ADD), ("telemetry", "rank", "status", "symbols")
+    ),
+}
+ALL = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def allocatable(driver: Any) -> str:
+    return next(device.id for device in driver.discover(SOON).devices if device.allocatable)
+
+
+def make(kind: str, folder: Path, clock: Any = None) -> tuple[Any, str]:
+    driver = KINDS[kind].driver(Machine(load_profile(KINDS[kind].profile), folder, clock or VirtualClock()))
+    return driver, allocatable(driver)
+
+
+@ALL
+def test_a_closed_handle_says_so_and_does_nothing(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    handle = driver.open(device, OpenGuard(), SOON)
+    handle.close()
+    for verb in KINDS[kind].verbs:
+        with pytest.raises(DeviceError) as caught:
+            getattr(handle, verb)()
+        assert_error_is_for_people(caught.value, device)
+
+
+@ALL
+def test_a_deadline_that_has_passed_is_refused_before_anything_is_done(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    with driver.open(device, OpenGuard(), SOON) as handle:
+        for verb in KINDS[kind].verbs:
+            with pytest.raises(DeadlineExceeded) as caught:
+                getattr(handle, verb)(deadline=Deadline.after(0))
+            assert_error_is_for_people(caught.value, device)
+
+
+@ALL
+def test_a_hung_device_costs_the_deadline_and_no_more(kind, tmp_path):
+    driver, device = make(kind, tmp_path, RealClock())
+    with driver.open(device, OpenGuard(), SOON) as handle:
+        driver.machine.inject(device, FaultType.HANG)
+        deadline = Deadline.after(0.05)
+        with pytest.raises(DeadlineExceeded):
+            handle.telemetry(deadline=deadline)
+        assert deadline.expired
+
+
+@ALL
+def test_opening_and_closing_leaks_nothing(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+
+    def once() -> None:
+        with driver.open(device, OpenGuard(), SOON) as handle:
+            KINDS[kind].use(handle)
+
+    def held() -> tuple[int, int, int, int]:
+        gc.collect()
+        files = sum(len(found) for _, _, found in os.walk(tmp_path))
+        mapped = Path("/proc/self/maps").read_text().count(str(tmp_path))
+        return len(os.listdir("/proc/self/fd")), mapped, threading.active_count(), files
+
+    for _ in range(3):
+        once()
+    before = held()
+    for _ in range(50):
+        once()
+    assert held() == before
+    assert not [name for name in os.listdir("/dev/shm") if "hal" in name]
+
+
+@ALL
+def test_a_handle_that_nobody_closed_goes_with_its_last_reference(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+
+    def held() -> int:
+        gc.collect()  # again and again: a thread that was just called back holds its NIC for a moment
+        return len(os.listdir("/proc/self/fd")) + threading.active_count()
+
+    before = held()
+    for _ in range(5):
+        KINDS[kind].use(driver.open(device, OpenGuard(), SOON))
+        gc.collect()
+        deadline = Deadline.after(10)
+        while held() > before + 2:  # what the driver itself opens at the first use
+            deadline.check(during="waiting for what nobody holds to go")
+    with driver.open(device, OpenGuard(), SOON) as handle:
+        KINDS[kind].use(handle)
+
+
+@ALL
+def test_a_fork_does_not_carry_a_handle_over(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    with driver.open(device, OpenGuard(), SOON) as handle:
+        KINDS[kind].use(handle)
+        child = os.fork()
+        if child == 0:  # nothing of pytest may run here
+            try:
+                handle.telemetry()
+            except InvalidArgument as error:
+                os._exit(0 if "process" in error.message and error.hint else 2)
+            except BaseException:
+                os._exit(3)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        KINDS[kind].use(handle)
+
+
+@ALL
+def test_a_process_killed_while_it_wrote_a_fence_does_not_lock_the_device_up(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    driver.prepare(device, Grant(lease="one", fence=3), SOON)
+    fence = driver.machine.state.device(device) / "fence"
+    inode = fence.stat().st_ino
+    driver.prepare(device, Grant(lease="two", fence=4), SOON)
+    assert fence.stat().st_ino != inode, "written in place: a kill between truncation and write leaves nothing"
+    driver.unprepare(device, Grant(lease="two", fence=4), SOON)
