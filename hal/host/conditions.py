@@ -8,6 +8,7 @@ from hal.model.attributes import Attribute
 from hal.model.health import Action, Condition, Radius, Severity
 
 _Facts = dict[str, Attribute]
+_JUDGED = frozenset({"link_max_width", "port_state", "bad_blocks", "state"})
 
 
 def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
@@ -16,6 +17,8 @@ def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     A narrow link or a port that is down may be meant so and is a warning; bad blocks and a controller that is not live
     are worse. A slow link is none: idle devices slow theirs down to save power.
     """
+    if _JUDGED.isdisjoint(facts):
+        return ()
     found: list[Condition] = []
     width, most = _number(facts, "link_width"), _number(facts, "link_max_width")
     if width is not None and most is not None and width < most:

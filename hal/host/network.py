@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hal.host.missing import Missing
+from hal.host.missing import NOT_THERE, Missing
 from hal.host.numa import Place
 from hal.host.pci import Function, address_on
-from hal.host.scan import Scan, malformed, one_line
+from hal.host.scan import Scan, malformed, one_line, whole_number
 from hal.host.tree import Tree
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Location
@@ -158,7 +158,7 @@ def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) 
     holes = 0
     for index in range(_MOST_GIDS):
         gid = tree.line(f"{port}/gids/{index}")
-        if not isinstance(gid, str) and gid.reason is Absence.NOT_REPORTED and not gid.detail:
+        if gid == NOT_THERE:
             break  # the table ends here
         if not isinstance(gid, str) or gid == _ZERO_GID:
             # Tables have 16 to 256 rows, filled from the front with few holes: reading on costs a probe for nothing.
@@ -225,10 +225,10 @@ def find_nics(scan: Scan, interfaces: list[Interface]) -> None:
             location, facts = scan.locate(None, place), scan.facts(None, place)
         else:
             location, facts = scan.locate(function), scan.facts(function)
-        mac = tree.text(interface.path, "address")
-        facts["mac"] = Attribute(mac.value, "sysfs:address") if mac.known else mac
-        facts["operstate"] = tree.text(interface.path, "operstate")
-        speed = tree.count(interface.path, "speed")
+        mac, operstate, told = tree.read_many(interface.path, ("address", "operstate", "speed"))
+        facts["mac"] = one_line(mac, "sysfs:address")
+        facts["operstate"] = one_line(operstate, "sysfs:operstate")
+        speed = whole_number(told, "sysfs:speed")
         if isinstance(speed.value, int) and speed.value <= 0:
             speed = Attribute(source="sysfs:speed", absent=Absence.NOT_REPORTED, detail="no carrier")
         facts["speed_mbps"] = speed

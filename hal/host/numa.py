@@ -63,6 +63,7 @@ class Placement:
                 self.cpulists[node] = why.attribute("sysfs:cpulist")
         self._only = next(iter(self.cpus)) if len(self.cpus) == 1 else None
         self._bridges: dict[str, int | None] = {}
+        self._believed: dict[str | Missing, int | Attribute] = {}
         self._places: dict[tuple[int, str], Place] = {}
 
     def place(self, functions: Mapping[str, Function]) -> None:
@@ -100,7 +101,9 @@ class Placement:
                 if name in overrides:
                     return overrides[name], "override"
         told = function.numa_told
-        own = self._believe(parse_number(told) if isinstance(told, str) else told)
+        own = self._believed.get(told)
+        if own is None:
+            own = self._believed[told] = self._believe(parse_number(told) if isinstance(told, str) else told)
         if isinstance(own, int):
             return own, "sysfs:numa_node"
         function.numa_why = own

@@ -6,6 +6,8 @@ import os
 import re
 from functools import partial
 
+import msgspec
+
 from hal.host.folder import Folder
 from hal.host.identity import VENDORS
 from hal.host.missing import NOT_THERE, Missing
@@ -18,6 +20,8 @@ DEVICES = "bus/pci/devices"
 _BRIDGE = "0604"
 _CONFIG_BYTES = 256
 _HEX = frozenset("0123456789abcdef")
+_ZEROS = str.maketrans("123456789abcdef", "0" * 15)
+_ADDRESSES = frozenset("0" * digits + ":00:00.0" for digits in range(4, 9))
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
 _UEVENT = re.compile(
@@ -25,38 +29,25 @@ _UEVENT = re.compile(
 )
 
 
-class Function:
+class Function(msgspec.Struct, eq=False):
     """One PCI function as found; ``place`` is filled by :class:`~hal.host.numa.Placement`.
 
     ``bridges`` runs from the host bridge to the parent. ``role`` is ``endpoint``, ``root-port``, ``switch-upstream``,
     ``switch-downstream`` or ``pci-bridge``. Vendor, device and class are hexadecimal without prefix, empty if unknown.
     """
 
-    __slots__ = (
-        "address",
-        "attributes",
-        "bridges",
-        "class_code",
-        "device",
-        "driver",
-        "numa_told",
-        "numa_why",
-        "path",
-        "place",
-        "role",
-        "vendor",
-    )
-
-    def __init__(self, address: str, path: str) -> None:
-        self.address = address
-        self.path = path
-        self.bridges: tuple[str, ...] = ()
-        self.vendor = self.device = self.class_code = self.driver = ""
-        self.role = "endpoint"
-        self.attributes: dict[str, Attribute] = {}
-        self.place: Place = (None, _NOT_PLACED)
-        self.numa_told: str | Missing = NOT_THERE
-        self.numa_why: Attribute | None = None
+    address: str
+    path: str
+    bridges: tuple[str, ...] = ()
+    vendor: str = ""
+    device: str = ""
+    class_code: str = ""
+    driver: str = ""
+    role: str = "endpoint"
+    attributes: dict[str, Attribute] = {}
+    place: Place = (None, _NOT_PLACED)
+    numa_told: str | Missing = NOT_THERE
+    numa_why: Attribute | None = None
 
     @property
     def slot(self) -> str:
@@ -71,10 +62,7 @@ class Function:
 
 def is_address(name: str) -> bool:
     """True for ``dddd:bb:dd.f``; the domain may have up to eight digits."""
-    if len(name) < 12 or name[-2] != "." or name[-5] != ":" or name[-8] != ":":
-        return False
-    domain = name[:-8]
-    return len(domain) <= 8 and _HEX.issuperset(domain + name[-7:-5] + name[-4:-2] + name[-1])
+    return name.translate(_ZEROS) in _ADDRESSES
 
 
 def is_host_bridge(name: str) -> bool:
@@ -109,11 +97,8 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
         function = functions[name] = Function(name, path)
         above, _, last = path.rpartition("/")
         if last == name:
-            ancestry = ancestries.get(above)
-            if ancestry is None:
-                ancestry = ancestries[above] = pci_ancestry(above)
-            function.bridges = ancestry
-        _read_function(folder, function)
+            function.bridges = ancestries.get(above) or ancestries.setdefault(above, pci_ancestry(above))
+        _identify(folder, function)
         if function.is_bridge:
             ancestries[path] = (*function.bridges, name)
             express = _ask_config(folder, whole=not tree.trusted)
@@ -122,6 +107,11 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
             else:
                 _read_link(folder, function)
             bridges.append((function, express))
+            continue
+        _read_link(folder, function)
+        group = folder.link("iommu_group")
+        if group is not None:
+            function.attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
     for function, express in sorted(bridges, key=_depth):  # where a bridge stands depends on those above it
         function.role, source = _role(express, function, functions)
         function.attributes["pci_role"] = Attribute(function.role, source)
@@ -132,7 +122,7 @@ def _depth(bridge: tuple[Function, Express | None]) -> int:
     return len(bridge[0].bridges)
 
 
-def _read_function(folder: Folder, function: Function) -> None:
+def _identify(folder: Folder, function: Function) -> None:
     uevent = folder.read("uevent")
     function.numa_told = folder.read("numa_node")
     usual = _usual(uevent) if isinstance(uevent, str) else None
@@ -141,16 +131,11 @@ def _read_function(folder: Folder, function: Function) -> None:
         function.attributes = dict(attributes)
     else:
         attributes = function.attributes
-        function.vendor = _identify(folder, "vendor", 4, attributes)
-        function.device = _identify(folder, "device", 4, attributes)
-        function.class_code = _identify(folder, "class", 6, attributes)
+        function.vendor = _read_id(folder, "vendor", 4, attributes)
+        function.device = _read_id(folder, "device", 4, attributes)
+        function.class_code = _read_id(folder, "class", 6, attributes)
         function.driver = folder.link("driver") or ""
         _name_vendor_and_driver(attributes, function.vendor, function.driver, "sysfs:driver")
-    if not function.is_bridge:
-        _read_link(folder, function)
-        group = folder.link("iommu_group")
-        if group is not None:
-            function.attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
 
 
 _Usual = tuple[str, str, str, str, dict[str, Attribute]]
@@ -192,7 +177,7 @@ def _name_vendor_and_driver(attributes: dict[str, Attribute], vendor: str, drive
     attributes["pci_driver"] = Attribute(driver, source) if driver else _NO_DRIVER
 
 
-def _identify(folder: Folder, name: str, digits: int, attributes: dict[str, Attribute]) -> str:
+def _read_id(folder: Folder, name: str, digits: int, attributes: dict[str, Attribute]) -> str:
     """Take a number from the file of its own, where the uevent is not as the kernel writes it."""
     found = folder.read(name)
     if isinstance(found, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from hal.host.folder import decode
 from hal.host.missing import Missing
 from hal.host.tree import Tree
 
@@ -50,9 +51,10 @@ class Recorder(Tree):
                 self._keep(where, descriptor)
         return descriptor
 
-    def read_many(self, folder: str, names: tuple[str, ...]) -> list[str | Missing]:
+    def read_many(self, folder: str, names: tuple[str, ...], limit: int = 4096) -> list[str | Missing]:
         """Read one by one."""
-        return [self.read(f"{folder}/{name}") for name in names]
+        every = (self.read_bytes(f"{folder}/{name}" if folder else name, limit) for name in names)
+        return [found if isinstance(found, Missing) else decode(found) for found in every]
 
     def _open_folder(self, path: str) -> int:
         """Open none: what is read by bare names would not be kept."""

@@ -9,7 +9,7 @@ from hal.host.conditions import judge
 from hal.host.missing import Missing
 from hal.host.numa import Place, Placement
 from hal.host.pci import Function, find_functions
-from hal.host.tree import HostTree
+from hal.host.tree import HostTree, parse_number
 from hal.interfaces.deadline import Deadline
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Device, Location
@@ -77,14 +77,18 @@ class Scan:
         parent: str | None = None,
     ) -> str:
         """Add a device and return its id: ``id`` if it has one that nothing else claims, ``else_id`` if not."""
+        ids, names = self._ids, self._names
         chosen = id
-        if chosen is None or chosen in self._ids:
+        if chosen is None or chosen in ids:
             if chosen is not None:
                 self.complain(f"{name} has the identity {id} of another device", hint="its firmware repeats a number")
-            chosen = _unused(f"{self.node}/{else_id}", self._ids)
-        self._ids.add(chosen)
-        name = _unused(name, self._names)
-        self._names.add(name)
+            chosen = f"{self.node}/{else_id}"
+            if chosen in ids:
+                chosen = _unused(chosen, ids)
+        ids.add(chosen)
+        if name in names:
+            name = _unused(name, names)
+        names.add(name)
         self.devices.append(
             Device(
                 id=chosen,
@@ -165,3 +169,9 @@ def one_line(found: str | Missing, source: str) -> Attribute:
     if not isinstance(found, str):
         return found.attribute(source)
     return Attribute(found, source) if found.isprintable() else malformed(source, "control characters")
+
+
+def whole_number(found: str | Missing, source: str) -> Attribute:
+    """Return the attribute that a text amounts to, if it is a whole number of at most 64 bits."""
+    number = parse_number(found) if isinstance(found, str) else found
+    return Attribute(number, source) if isinstance(number, int) else number.attribute(source)

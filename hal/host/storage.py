@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hal.host.network import card_of
 from hal.host.pci import address_on
-from hal.host.scan import Scan, word
+from hal.host.scan import Scan, one_line, word
 from hal.host.tree import Tree
 from hal.model.attributes import Absence, Attribute
 from hal.model.kind import Kind
@@ -42,18 +42,17 @@ def _add_nvme(scan: Scan, name: str, path: str) -> None:
     function = scan.functions.get(address) if address is not None else None
     place = None if function is not None else scan.placement.place_folder(name, path)
     facts = scan.facts(function, place)
-    facts["model"] = tree.text(path, "model")
-    serial = tree.line(path + "/serial")
-    facts["serial"] = Attribute(serial, "sysfs:serial") if isinstance(serial, str) else serial.attribute("sysfs:serial")
-    firmware = tree.text(path, "firmware_rev")
-    facts["firmware"] = firmware
-    facts["state"] = tree.text(path, "state")
+    model, serial, firmware, state = tree.read_many(path, ("model", "serial", "firmware_rev", "state"))
+    facts["model"] = one_line(model, "sysfs:model")
+    facts["serial"] = one_line(serial, "sysfs:serial")
+    facts["firmware"] = one_line(firmware, "sysfs:firmware_rev")
+    facts["state"] = one_line(state, "sysfs:state")
     block, size = _first_namespace(tree, name, path)
     facts["size_bytes"] = size
     aliases = [*scan.take(address)]
     if block:
         aliases.append("block:" + block)
-    own = word(serial)
+    own = word(serial) if facts["serial"].known else None
     if own is not None:
         aliases.append(f"serial:{serial}")
     scan.add(

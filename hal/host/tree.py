@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from hal.errors import DriverError
-from hal.host.folder import BLANK, FLAGS, FOLDER, PAGE_BYTES, Folder, decode, last_name, why_empty
+from hal.host.folder import BLANK, FLAGS, FOLDER, PAGE_BYTES, Folder, last_name, why_empty
 from hal.host.missing import ABSENT_LINK, BY_ERRNO, EMPTY, NOT_TEXT, NOT_THERE, OUTSIDE, recorded_absence
 from hal.host.missing import Missing as Missing  # part of what a tree says
 from hal.model.attributes import Absence, Attribute
@@ -78,27 +78,31 @@ class Tree:
 
     def read(self, path: str, limit: int = PAGE_BYTES) -> str | Missing:
         """Return the text of an attribute without the white space around it, or why there is none."""
-        data = self.read_bytes(path, limit)
-        return data if isinstance(data, Missing) else decode(data)
+        folder, _, name = path.rpartition("/")
+        return self.read_many(folder, (name,), limit)[0]
 
-    def read_many(self, folder: str, names: tuple[str, ...]) -> list[str | Missing]:
+    def read_many(self, folder: str, names: tuple[str, ...], limit: int = PAGE_BYTES) -> list[str | Missing]:
         """Return several attributes of one device, each like :meth:`read`; the quick way."""
         if not self.trusted:
-            resolved = self.resolve(folder)
+            resolved = self._canonical.get(folder) or self.resolve(folder)
             if resolved is None:
                 return [OUTSIDE] * len(names)
             folder = resolved
         open_, read, close, top = os.open, os.read, os.close, self._fd
+        start = f"{folder}/" if folder else ""
         found: list[str | Missing] = []
         for name in names:
-            path = f"{folder}/{name}"
+            path = start + name
             try:
                 descriptor = open_(path, FLAGS, dir_fd=top)
             except OSError as error:
                 found.append(self.why(error, path))
                 continue
+            except ValueError:  # a NUL within the name
+                found.append(NOT_THERE)
+                continue
             try:
-                data = read(descriptor, PAGE_BYTES)
+                data = read(descriptor, limit)
                 found.append(data.decode().strip(BLANK) or EMPTY if data else why_empty(descriptor))
             except UnicodeDecodeError:
                 found.append(NOT_TEXT)
@@ -148,7 +152,8 @@ class Tree:
         except (OSError, ValueError):
             return []
         try:
-            return sorted(name for name in os.listdir(descriptor) if name.isprintable())
+            found = sorted(os.listdir(descriptor))
+            return found if "".join(found).isprintable() else [name for name in found if name.isprintable()]
         except OSError:
             return []
         finally:
@@ -159,26 +164,26 @@ class Tree:
 
         The folder is open until the next one is asked for; None for a link that leads out of the tree.
         """
-        canonical, up = self._canonical, "../" * (path.count("/") + 1) + "devices/"
-        skip = len(up) - len("devices/")
+        canonical, up = self._canonical, "../" * (path.count("/") + 1)
+        skip = len(up)
         for name in self.names(path):
             here = f"{path}/{name}"
-            where, descriptor = None, -1
-            target = self._readlink(here) if here not in canonical else None
-            if target is not None and target.startswith(up) and "/." not in target[skip:] and "//" not in target:
+            descriptor = -1
+            where = target = None if here in canonical else self._readlink(here)
+            if target is not None and target.startswith(up) and target.find("/.", skip) < 0 and "//" not in target:
                 where = target[skip:]
-                above = where.rpartition("/")[0]
-                if self.trusted or canonical.get(above) == above:
+                above = where[: where.rfind("/")]
+                if self.trusted or canonical.get(above) == above or self.resolve(above) == above:
                     descriptor = self._open_folder(where)  # which a link is not: looking is opening
                     if descriptor >= 0:
                         canonical[here] = canonical[where] = where
             if descriptor < 0:
                 where = self.resolve(here)
-                descriptor = self._open_folder(where) if where is not None else -1
-            if where is None:
-                yield name, None
-                continue
-            folder = Folder(self, where, descriptor)
+                if where is None:
+                    yield name, None
+                    continue
+                descriptor = self._open_folder(where)
+            folder = Folder(self, where or "", descriptor)
             try:
                 yield name, folder
             finally:
