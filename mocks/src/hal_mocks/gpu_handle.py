@@ -203,12 +203,16 @@ class MockGpuHandle(MockGpuManagement):
         if stream is None and not self._pending:
             if target is None:
                 return array.copy()
-            if target.dtype is not array.dtype or target.shape != array.shape:
-                self._check_alike(array, target, "copy_to_host")
-            np.copyto(target, array)
+            if type(target) is not np.ndarray or target.dtype is not array.dtype or target.shape != array.shape:
+                self._check_target(array, target)
+            try:
+                np.copyto(target, array)
+            except ValueError:
+                self._check_target(array, target)
+                raise
             return target  # type: ignore[no-any-return]
         result: Array = np.empty(array.shape, array.dtype) if target is None else target
-        self._check_alike(array, result, "copy_to_host")
+        self._check_target(array, result)
         self._submit(lambda: np.copyto(result, array), stream, deadline)
         return result
 
@@ -243,6 +247,16 @@ class MockGpuHandle(MockGpuManagement):
             )
         array = buffer._array
         return array if array is not None else buffer._live(step)
+
+    def _check_target(self, array: Array, target: Any) -> None:
+        if not isinstance(target, np.ndarray) or not target.flags.writeable:
+            raise InvalidArgument(
+                f"{type(target).__name__} cannot be written",
+                device=self._id,
+                during="copy_to_host",
+                hint="a NumPy array that can, or none for a new one",
+            )
+        self._check_alike(array, target, "copy_to_host")
 
     def _check_alike(self, one: Array, other: Array, step: str) -> None:
         if one.shape != other.shape or one.dtype != other.dtype:

@@ -66,6 +66,8 @@ class Account:
         with self._lock:
             if self.dropped:
                 self._collect()
+            if nbytes > self.limit_bytes:
+                raise self._full(nbytes, self._contexts.used_bytes())
             words[self._mine] = self._used = mine = self._used + nbytes
             if words[COUNT] == 1 and mine <= self.limit_bytes:
                 return
@@ -76,8 +78,11 @@ class Account:
             if used <= self.limit_bytes:
                 return
             words[self._mine] = self._used = mine - nbytes
-        free = max(0, self.limit_bytes - (used - nbytes))
-        raise OutOfMemory(
+        raise self._full(nbytes, used - nbytes)
+
+    def _full(self, nbytes: int, used: int) -> OutOfMemory:
+        free = max(0, self.limit_bytes - used)
+        return OutOfMemory(
             f"{nbytes} bytes were asked for, {free} of {self.limit_bytes} are free",
             device=self._contexts.device_id,
             during="allocate",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from hal.errors import AccessDenied, InvalidArgument, UncorrectableError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.pmem import ByteRange, Namespace, overlap
+from hal_mocks.buffers import as_bytes
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.pmem_files import zero
 from hal_mocks.pmem_region import RegionStore
@@ -96,7 +97,7 @@ class MockMapping:
 
     def memcpy_persist(self, offset: int, data: Buffer, *, deadline: Deadline | None = None) -> None:
         """Copy bytes in and make them durable."""
-        source = memoryview(data).cast("B")
+        source = as_bytes(data, self._store.device_id, "memcpy_persist")
         length = len(source)
         faults = self._enter("memcpy_persist", deadline)
         self._check_write("memcpy_persist", offset, length, faults)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
+from hal_mocks.buffers import as_bytes
 from hal_mocks.rnic_files import RTS
-from hal_mocks.rnic_memory import ADD, GET, NEEDED, PUT, SWAP, Target, as_bytes
+from hal_mocks.rnic_memory import ADD, GET, NEEDED, PUT, SWAP, Target
 from hal_mocks.rnic_messages import Messages
 from hal_mocks.rnic_pair import MTU_BYTES
 from hal_mocks.rnic_queue import Lateness, Staged, WorkRequest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _MAY_WRITE, _MAY_READ, _MAY_CHANGE = int(NEEDED[PUT]), int(NEEDED[GET]), int(NEEDED[ADD])
 _WORD = 1 << 64
-_PLAIN = (memoryview, bytearray)
+_PLAIN = (bytes, bytearray)
 
 
 class MockConnection(Messages):
@@ -38,14 +39,23 @@ class MockConnection(Messages):
             refused = self._admit("put", deadline)
             if refused is not None:
                 return refused
-        target = self._targets.get(rkey) or self._resolve(rkey)
+        try:
+            target = self._targets.get(rkey) or self._resolve(rkey)
+        except TypeError:  # a bytearray
+            target = self._resolve(rkey)
         if target is None:
             return self._refuse("put", "no region has this key")
         late = self._next_late()
         offset = remote_address - target.base
         try:
             size = len(local)  # type: ignore[arg-type]
-            if late or offset < 0 or offset + size > target.length or not target.words[0] & _MAY_WRITE:
+            if (
+                late
+                or offset < 0
+                or offset + size > target.length
+                or not target.words[0] & _MAY_WRITE
+                or (not local.c_contiguous if type(local) is memoryview else type(local) not in _PLAIN)
+            ):
                 return self._put(target, offset, local, late)
             target.view[offset : offset + size] = local  # type: ignore[index, assignment]
         except (TypeError, ValueError):  # elements that are not bytes, or memory of another process: the long way
@@ -80,7 +90,10 @@ class MockConnection(Messages):
             refused = self._admit("get", deadline)
             if refused is not None:
                 return refused
-        target = self._targets.get(rkey) or self._resolve(rkey)
+        try:
+            target = self._targets.get(rkey) or self._resolve(rkey)
+        except TypeError:  # a bytearray
+            target = self._resolve(rkey)
         if target is None:
             return self._refuse("get", "no region has this key")
         late = self._next_late()
@@ -92,7 +105,7 @@ class MockConnection(Messages):
                 or offset < 0
                 or offset + size > target.length
                 or not target.words[0] & _MAY_READ
-                or type(local) not in _PLAIN
+                or (not local.c_contiguous if type(local) is memoryview else type(local) is not bytearray)
             ):
                 return self._get(target, offset, local, late)
             local[:] = target.view[offset : offset + size]  # type: ignore[index]
@@ -140,7 +153,10 @@ class MockConnection(Messages):
         refused = self._enter(step, deadline)
         if refused is not None:
             return refused
-        target = self._targets.get(rkey) or self._resolve(rkey)
+        try:
+            target = self._targets.get(rkey) or self._resolve(rkey)
+        except TypeError:  # a bytearray
+            target = self._resolve(rkey)
         if target is None:
             return self._refuse(step, "no region has this key")
         offset = address - target.base

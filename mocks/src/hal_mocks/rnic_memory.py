@@ -20,13 +20,12 @@ from weakref import WeakMethod, WeakValueDictionary
 
 from hal.errors import InvalidArgument
 from hal.interfaces.rnic import Access
+from hal_mocks.buffers import as_bytes
 from hal_mocks.rnic_engine import dial
 from hal_mocks.rnic_files import ACCESS, ADDRESS, LENGTH, USER_MEMORY, Session, SharedFile, region_path
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
-    from hal.interfaces.rnic import Readable, Writable
+    from hal.interfaces.rnic import Writable
 
 RKEY_BYTES = 16
 ANSWER_SECONDS = 5.0
@@ -117,26 +116,6 @@ def change_word(view: memoryview, offset: int, verb: int, first: int, second: in
     elif before == first:
         place[0] = second
     return before
-
-
-def as_bytes(buffer: Readable, device: str, step: str, *, writable: bool = False) -> memoryview:
-    """Return any contiguous buffer as bytes, without a copy; raises ``InvalidArgument`` for what is none."""
-    try:
-        view = memoryview(cast("ReadableBuffer", buffer))
-        view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
-    except TypeError as error:
-        raise InvalidArgument(
-            f"not a contiguous buffer: {error}", device=device, during=step, hint="numpy.ascontiguousarray"
-        ) from None
-    if not view.c_contiguous:
-        raise InvalidArgument(
-            "the buffer is not contiguous", device=device, during=step, hint="numpy.ascontiguousarray"
-        )
-    if writable and view.readonly:
-        raise InvalidArgument(
-            "the buffer is read-only", device=device, during=step, hint="use a bytearray or a writable array"
-        )
-    return view
 
 
 def _address(view: memoryview) -> int:

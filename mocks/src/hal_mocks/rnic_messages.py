@@ -9,9 +9,10 @@ from hal.errors import DeviceBusy, TransferError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import CompletionCode
+from hal_mocks.buffers import as_bytes
 from hal_mocks.rnic_engine import is_gone
 from hal_mocks.rnic_files import ACCESS, ERROR, STATE, tally
-from hal_mocks.rnic_memory import GET, NEEDED, PUT, as_bytes
+from hal_mocks.rnic_memory import GET, NEEDED, PUT
 from hal_mocks.rnic_pair import QueuePair, packets
 from hal_mocks.rnic_queue import Receive, Send, Staged, WorkRequest
 

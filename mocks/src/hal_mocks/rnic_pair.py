@@ -185,9 +185,11 @@ class QueuePair(ABC):
 
     def _resolve(self, rkey: bytes) -> Target | None:
         """Map the region that a key names, if the peer's session has it."""
+        if not isinstance(rkey, bytes | bytearray | memoryview):
+            return None
         try:
             target = self._targets[bytes(rkey)] = Target(self._session, bytes(rkey), self._courier)
-        except (OSError, TypeError, ValueError):  # no such file, too long a name, no bytes at all
+        except (OSError, ValueError):  # no such file, too long a name
             return None
         return target
 

@@ -16,6 +16,7 @@ from hal.interfaces.upmem import Direction, DpuFault, MemoryKind, Rank, RankStat
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
 from hal_mocks.base import GONE, MockHandle, pass_through_faults
+from hal_mocks.buffers import as_bytes
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import UpmemRank
 from hal_mocks.machine import Machine
@@ -116,7 +117,7 @@ class MockUpmem(MockHandle):
     ) -> None:
         """Copy bytes to one unit, or the same to several."""
         self._enter("copy_to", deadline)
-        source = data if type(data) is bytes else memoryview(data).cast("B")
+        source = data if type(data) is bytes else as_bytes(data, self._id, "copy_to")
         end = offset + len(source)
         try:
             window = self._windows[symbol]
@@ -147,7 +148,7 @@ class MockUpmem(MockHandle):
     def broadcast(self, symbol: str, offset: int, data: Buffer, *, deadline: Deadline | None = None) -> None:
         """Copy the same bytes to all working units."""
         self._enter("broadcast", deadline)
-        self._copy_to_set("broadcast", self._facts.dpus, symbol, offset, memoryview(data).cast("B"))
+        self._copy_to_set("broadcast", self._facts.dpus, symbol, offset, as_bytes(data, self._id, "broadcast"))
 
     def push(
         self,
@@ -160,7 +161,7 @@ class MockUpmem(MockHandle):
     ) -> None:
         """Move one buffer a unit; nothing is moved unless all can be."""
         self._enter("push", deadline)
-        views = {dpu: memoryview(buffer).cast("B") for dpu, buffer in buffers.items()}
+        views = {dpu: as_bytes(buffer, self._id, "push") for dpu, buffer in buffers.items()}
         lengths = {len(view) for view in views.values()}
         if len(lengths) != 1:
             raise self._invalid("push", f"buffers of {sorted(lengths)} bytes", "one buffer a unit, all of one length")
