@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hal.host.identity import BLUEFIELD
+from hal.host.identity import BLUEFIELD, is_bluefield
 from hal.host.missing import Missing
 from hal.host.pci import Function
 from hal.host.pcie import vpd_field
@@ -10,7 +10,6 @@ from hal.host.scan import Scan, word
 from hal.model.attributes import Absence, Attribute
 from hal.model.kind import Kind
 
-_MELLANOX = "15b3"
 _VPD_BYTES = (256, 1024)
 _MODES = {"dpu": "dpu", "nic": "nic", "embedded": "dpu", "restricted": "restricted"}
 
@@ -39,7 +38,7 @@ def find_cards(scan: Scan) -> list[Card]:
     slots: dict[str, list[Function]] = {}
     for address in sorted(scan.functions):
         function = scan.functions[address]
-        if function.vendor == _MELLANOX and function.device in BLUEFIELD:
+        if is_bluefield(function.vendor, function.device):
             slots.setdefault(function.slot, []).append(function)
     by_serial: dict[str, Card] = {}
     cards: list[Card] = []

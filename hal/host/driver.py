@@ -17,16 +17,13 @@ from hal.drivers.contract import (
     Readiness,
 )
 from hal.errors import DeviceNotFound, DriverError, Unsupported
-from hal.host.bluefield import add_cards, find_cards
-from hal.host.cxl import find_cxl
 from hal.host.gpus import find_gpus
+from hal.host.identity import is_bluefield
 from hal.host.memory import find_nodes
 from hal.host.network import find_interfaces, find_nics, find_rnics
-from hal.host.pmem import find_dax, find_regions
 from hal.host.scan import DRIVER, Scan
 from hal.host.storage import find_nvmes
 from hal.host.tree import HostTree
-from hal.host.upmem import find_ranks
 from hal.interfaces.deadline import Deadline
 from hal.model.device import Device
 from hal.model.health import Action, Condition, Severity
@@ -63,19 +60,45 @@ def discover_tree(
 ) -> Discovery:
     """Return everything that an opened tree tells of; ``root`` gives the names of node and rack."""
     scan = Scan(host, root.node, root.rack, overrides, deadline)
-    cards = find_cards(scan)
+    bluefields = any(is_bluefield(function.vendor, function.device) for function in scan.functions.values())
+    if bluefields:
+        from hal.host.bluefield import add_cards, find_cards
+
+        cards = find_cards(scan)
     interfaces = find_interfaces(scan)
     find_nodes(scan)
     find_rnics(scan, interfaces)
     find_nics(scan, interfaces)
     find_nvmes(scan)
     find_gpus(scan)
-    regions = find_regions(scan)
-    find_dax(scan, {**regions, **find_cxl(scan, regions)})
-    find_ranks(scan)
-    add_cards(scan, cards)
+    _find_memory(scan)
+    if bluefields:
+        add_cards(scan, cards)
     _add_functions(scan)
     return Discovery(devices=tuple(scan.devices), problems=tuple(scan.problems))
+
+
+def _find_memory(scan: Scan) -> None:
+    """Find persistent memory, CXL and UPMEM; what looks for hardware that few machines have is imported where it is."""
+    tree = scan.tree
+    regions: dict[str, str] = {}
+    dax = bool(tree.names("bus/dax/devices"))
+    if dax or tree.names("bus/nd/devices") or any(name.startswith("pmem") for name in tree.names("class/block")):
+        from hal.host.pmem import find_regions
+
+        regions = find_regions(scan)
+    if tree.names("bus/cxl/devices"):
+        from hal.host.cxl import find_cxl
+
+        regions = {**regions, **find_cxl(scan, regions)}
+    if dax:
+        from hal.host.pmem import find_dax
+
+        find_dax(scan, regions)
+    if tree.names("class/dpu_rank"):
+        from hal.host.upmem import find_ranks
+
+        find_ranks(scan)
 
 
 def _add_functions(scan: Scan) -> None:

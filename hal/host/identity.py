@@ -59,6 +59,11 @@ BLUEFIELD = {
 """Functions of 15b3 that belong to a BlueField: what they are for, and which generation they tell of."""
 
 
+def is_bluefield(vendor: str, device: str) -> bool:
+    """True if a PCI function belongs to a BlueField."""
+    return vendor == "15b3" and device in BLUEFIELD
+
+
 def is_gpu(vendor: str, class_code: str) -> bool:
     """True if a PCI function is a GPU, or a processing accelerator that is used like one.
 

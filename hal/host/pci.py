@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from functools import partial
 
 import msgspec
@@ -24,9 +23,6 @@ _ZEROS = str.maketrans("123456789abcdef", "0" * 15)
 _ADDRESSES = frozenset("0" * digits + ":00:00.0" for digits in range(4, 9))
 _NO_DRIVER = Attribute(source="sysfs:driver", absent=Absence.DRIVER_NOT_BOUND)
 _NOT_PLACED = Attribute(source="sysfs:numa_node", absent=Absence.NOT_REPORTED)
-_UEVENT = re.compile(
-    r"(?:DRIVER=([^\n]*)\n)?PCI_CLASS=([0-9A-Fa-f]{1,6})\nPCI_ID=([0-9A-Fa-f]{4}):([0-9A-Fa-f]{4})(?:\n|$)"
-)
 
 
 class Function(msgspec.Struct, eq=False):
@@ -152,12 +148,15 @@ def _usual(uevent: str) -> _Usual | None:
     known = _USUAL.get(begin)
     if known is not None:
         return known
-    found = _UEVENT.match(uevent)
-    if found is None:
+    lines = begin.split("\n")
+    driver = lines.pop(0)[7:] if begin.startswith("DRIVER=") else ""
+    if len(lines) < 2 or not lines[0].startswith("PCI_CLASS=") or not lines[1].startswith("PCI_ID="):
         return None
-    driver, code, vendor, device = found.groups()
-    vendor, device, code = vendor.lower(), device.lower(), code.lower().zfill(6)
-    driver = driver if driver and driver.isprintable() else ""
+    code = (lines[0][10:].lower() or "-").zfill(6)
+    vendor, _, device = lines[1][7:].lower().partition(":")
+    if (len(code), len(vendor), len(device)) != (6, 4, 4) or not _HEX.issuperset(code + vendor + device):
+        return None
+    driver = driver if driver.isprintable() else ""
     attributes = {
         "pci_vendor": Attribute(vendor, "sysfs:uevent"),
         "pci_device": Attribute(device, "sysfs:uevent"),
@@ -165,7 +164,7 @@ def _usual(uevent: str) -> _Usual | None:
     }
     _name_vendor_and_driver(attributes, vendor, driver, "sysfs:uevent")
     known = vendor, device, code, driver, attributes
-    if len(_USUAL) < _MOST_KNOWN and found.end() >= len(begin):
+    if len(_USUAL) < _MOST_KNOWN:
         _USUAL[begin] = known
     return known
 

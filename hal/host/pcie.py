@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+import msgspec
 
 _EXPRESS = 0x10
 _MOST_CAPABILITIES = 48
@@ -21,7 +22,7 @@ _ROLES = {
 }
 
 
-class Express(NamedTuple):
+class Express(msgspec.Struct, frozen=True):
     """What the PCI Express capability says: the role, and the link's speed (GT/s) and width (lanes), 0 if unknown."""
 
     role: str
