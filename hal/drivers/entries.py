@@ -1,16 +1,20 @@
 """Which plugins are installed, without importing them and, most of the time, without looking for them.
 
-Scanning all installed packages costs more than a whole probe, so the answer is kept in the user's cache folder under
-the modification times of every folder of ``sys.path``: installing or removing any package changes one of them. The
-cache also keeps what each plugin registered (which hardware it matches), stamped with its source files' times, so that
-a plugin without its hardware is not imported at all. It holds data only, and a broken or unwritable cache is no cache.
+Reading the metadata of all installed packages costs more than a whole probe, so the answer is kept in the user's cache
+folder. It stands as long as the folders of ``sys.path`` have their modification times; where one has changed (an
+editable install's source folder does whenever a tool writes beside it), as long as the folder has the same metadata in
+it: installing, upgrading or removing a package makes or removes a folder ``*.dist-info``. The cache also keeps what
+each plugin registered (which hardware it matches), stamped with its source files' times, so that a plugin without its
+hardware is not imported at all. It holds data only, and a broken or unwritable cache is no cache.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,7 +22,10 @@ from hal.drivers.match import Match
 from hal.model.kind import Kind
 
 GROUP = "hal.plugins"
-_VERSION = 1
+_VERSION = 2
+_METADATA = (".dist-info", ".egg-info")
+_SETTLED_NS = 2_000_000_000
+"""A folder that changed so recently may change again within one tick of its clock: its time proves nothing yet."""
 
 
 class DriverFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,29 +49,45 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stamp: tuple[str, int] = ("", 0)
 
 
+class _Folder(msgspec.Struct, frozen=True, array_like=True):
+    """A folder of ``sys.path``: when it changed, and the packages' metadata in it, each with its own time."""
+
+    path: str
+    changed_ns: int
+    metadata: tuple[tuple[str, int], ...]
+
+
 class _Cache(msgspec.Struct, kw_only=True):
     version: int
-    path: tuple[tuple[str, int], ...]
+    path: tuple[_Folder, ...]
     entries: tuple[Entry, ...]
 
 
 def installed(environ: Mapping[str, str] | None = None) -> tuple[Entry, ...]:
     """Return the installed plugins, ordered by name."""
-    path = _path_stamp()
     cache = _read(environ)
-    if cache is not None and cache.version == _VERSION and cache.path == path:
-        return tuple(
-            entry if entry.drivers is None or _fresh(entry) else msgspec.structs.replace(entry, drivers=None)
-            for entry in cache.entries
-        )
-    entries = _scan()
-    _write(_Cache(version=_VERSION, path=path, entries=entries), environ)
-    return entries
+    before = cache.path if cache is not None else ()
+    path = _look(before)
+    if cache is None or not before or [one.metadata for one in path] != [one.metadata for one in before]:
+        entries = _scan()
+        _write(_Cache(version=_VERSION, path=path, entries=entries), environ)
+        return entries
+    if path != before:
+        _write(_Cache(version=_VERSION, path=path, entries=cache.entries), environ)
+    return tuple(
+        entry if entry.drivers is None or _fresh(entry) else msgspec.structs.replace(entry, drivers=None)
+        for entry in cache.entries
+    )
 
 
 def remember(entries: tuple[Entry, ...], environ: Mapping[str, str] | None = None) -> None:
     """Keep what loaded plugins registered, for the next process."""
-    _write(_Cache(version=_VERSION, path=_path_stamp(), entries=entries), environ)
+    cache = _read(environ)
+    before = cache.path if cache is not None else ()
+    path = _look(before)
+    # What was installed since is not among the entries: then nothing is kept, and the next process looks.
+    if [one.metadata for one in path] == [one.metadata for one in before]:
+        _write(_Cache(version=_VERSION, path=path, entries=entries), environ)
 
 
 def source_stamp(file: str) -> tuple[str, int]:
@@ -86,14 +109,38 @@ def _fresh(entry: Entry) -> bool:
     return bool(folder) and source_stamp(os.path.join(folder, "x"))[1] == stamp
 
 
-def _path_stamp() -> tuple[tuple[str, int], ...]:
-    found: list[tuple[str, int]] = []
-    for folder in sys.path:
+def _look(before: tuple[_Folder, ...]) -> tuple[_Folder, ...]:
+    """Return the folders of ``sys.path`` as they are; one that has not changed is not looked into."""
+    known = {folder.path: folder for folder in before}
+    found: list[_Folder] = []
+    for path in sys.path:
         try:
-            found.append((folder, os.stat(folder or ".").st_mtime_ns))
+            changed = os.stat(path or ".").st_mtime_ns
         except OSError:
             continue
+        folder = known.get(path)
+        if folder is None or folder.changed_ns != changed:
+            metadata = _metadata(path, changed)
+            if time.time_ns() - changed < _SETTLED_NS:
+                changed = 0
+            if folder is None or (changed, metadata) != (folder.changed_ns, folder.metadata):
+                folder = _Folder(path, changed, metadata)
+        found.append(folder)
     return tuple(found)
+
+
+def _metadata(path: str, changed_ns: int) -> tuple[tuple[str, int], ...]:
+    try:
+        with os.scandir(path or ".") as names:
+            return tuple(
+                sorted(
+                    (name.name, name.stat().st_mtime_ns)
+                    for name in names
+                    if name.name.lower().endswith(_METADATA) or name.name == "EGG-INFO"
+                )
+            )
+    except OSError:
+        return (("", changed_ns),)  # an archive: any change of it counts
 
 
 def _scan() -> tuple[Entry, ...]:
@@ -131,9 +178,39 @@ def _short_hash(data: bytes) -> str:
 def _read(environ: Mapping[str, str] | None) -> _Cache | None:
     try:
         with open(_file(environ), "rb") as file:
-            return msgspec.json.decode(file.read(), type=_Cache)
-    except (OSError, msgspec.MsgspecError, ValueError):
+            return _cache(msgspec.json.decode(file.read()))
+    except (OSError, msgspec.MsgspecError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _cache(plain: dict[str, Any]) -> _Cache | None:
+    """Make the values by hand: to have msgspec work out the types once costs more than all else here."""
+    if plain["version"] != _VERSION:
+        return None
+    return _Cache(
+        version=_VERSION,
+        path=tuple(
+            _Folder(path, changed_ns, tuple((name, at) for name, at in metadata))
+            for path, changed_ns, metadata in plain["path"]
+        ),
+        entries=tuple(_entry(**entry) for entry in plain["entries"]),
+    )
+
+
+def _entry(drivers: list[dict[str, Any]] | None = None, stamp: Sequence[Any] = ("", 0), **plain: str) -> Entry:
+    folder, newest = stamp
+    facts = None if drivers is None else tuple(_facts(**driver) for driver in drivers)
+    return Entry(drivers=facts, stamp=(folder, newest), **plain)
+
+
+def _facts(kinds: list[str], matches: Iterable[dict[str, Any]] = (), **plain: Any) -> DriverFacts:
+    return DriverFacts(
+        kinds=tuple(Kind(kind) for kind in kinds), matches=tuple(_match(**match) for match in matches), **plain
+    )
+
+
+def _match(kind: str | None = None, pci_devices: Iterable[str] = (), **plain: str) -> Match:
+    return Match(kind=None if kind is None else Kind(kind), pci_devices=tuple(pci_devices), **plain)
 
 
 def _write(cache: _Cache, environ: Mapping[str, str] | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 
 import pytest
 
@@ -105,3 +107,33 @@ def test_a_damaged_cache_is_no_cache(doors):
     for file in (doors.home / "cache" / "hal").glob("plugins-*.json"):
         file.write_bytes(b"\xff{")
     assert "rank0" in doors.run("hal-probe").stdout
+
+
+def test_a_file_written_beside_the_packages_does_not_make_the_next_probe_look_for_plugins(doors):
+    doors.run("hal-probe")
+    (doors.site / "of_some_tool").mkdir()
+    again = doors.run("hal-probe", environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert again.returncode in (0, 1), again.stderr
+    assert "hal.drivers.entries" in again.stderr
+    assert "importlib.metadata" not in again.stderr
+
+
+def test_a_plugin_that_is_installed_upgraded_or_removed_is_noticed_at_once(doors):
+    def found():
+        devices = json.loads(doors.run("hal-probe", "--format", "json").stdout)["devices"]
+        return {device["id"] for device in devices} & {"good-1", "better-1", "best-1"}
+
+    assert found() == set()
+    doors.install("good", GOOD)
+    assert found() == {"good-1"}
+    (doors.site / "halplug_better.py").write_text(textwrap.dedent(GOOD.replace("good", "better")))
+    info = doors.site / "rackhal_good-1.0.dist-info"
+    shutil.rmtree(info)
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rackhal-good\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hal.plugins]\nbetter = halplug_better\n")
+    assert found() == {"better-1"}
+    doors.install("best", GOOD.replace("good", "best"))
+    assert found() == {"better-1", "best-1"}
+    shutil.rmtree(info)
+    assert found() == {"best-1"}
