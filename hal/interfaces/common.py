@@ -16,7 +16,11 @@ class Handle(Protocol):
     """A device opened under a lease, in the user's own process.
 
     Every verb checks the lease first (one look at a shared page, no call) and raises
-    :class:`~hal.errors.LeaseEnded` once it has been released, has expired or was revoked.
+    :class:`~hal.errors.LeaseEnded` once it has been released, has expired or was revoked. Then it raises
+    ``DeadlineExceeded``, before anything is done, for a deadline that has passed, and ``InvalidArgument`` for a handle
+    that is closed or was opened by the process that forked this one. A fast verb returns within its deadline; a slow
+    one returns an :class:`~hal.interfaces.operation.Operation` that ends within it. What is known at once may be
+    raised at once, instead of failing the operation.
     """
 
     @property

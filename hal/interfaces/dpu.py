@@ -7,7 +7,7 @@ DOCA's libraries for the offloads, tc-flower for flow rules, SR-IOV's ``sriov_nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from os import PathLike
 from typing import Protocol, runtime_checkable
@@ -238,7 +238,7 @@ class Images(Protocol):
 class Consoles(Protocol):
     """Cards whose serial console can be read."""
 
-    def read_console(self, since: int = 0, *, deadline: Deadline | None = None) -> tuple[ConsoleLine, ...]:
+    def read_console(self, since: int = 0, *, deadline: Deadline | None = None) -> Sequence[ConsoleLine]:
         """Return the lines from number ``since`` on that have come so far."""
         ...
 
@@ -261,7 +261,7 @@ class Services(Protocol):
         """
         ...
 
-    def services(self, *, deadline: Deadline | None = None) -> tuple[Service, ...]:
+    def services(self, *, deadline: Deadline | None = None) -> Sequence[Service]:
         """Return all services, also those that have ended, in the order of their start."""
         ...
 
@@ -290,7 +290,7 @@ class Offloads(Protocol):
     ========================  ==================================================================================
     """
 
-    def offloads(self, *, deadline: Deadline | None = None) -> tuple[Offload, ...]:
+    def offloads(self, *, deadline: Deadline | None = None) -> Sequence[Offload]:
         """Return the functions that this card computes now: none in NIC mode."""
         ...
 
@@ -320,7 +320,7 @@ class Flows(Protocol):
         """Take a rule away. ``InvalidArgument`` if there is none of that id."""
         ...
 
-    def flows(self, *, deadline: Deadline | None = None) -> tuple[FlowRule, ...]:
+    def flows(self, *, deadline: Deadline | None = None) -> Sequence[FlowRule]:
         """Return all rules with their counters, in the order in which they are asked."""
         ...
 
@@ -358,7 +358,7 @@ class NvmeExposures(Protocol):
         """Show a namespace to the host. ``DeviceBusy`` if the name is in use or the backing has too little left."""
         ...
 
-    def nvme_exposures(self, *, deadline: Deadline | None = None) -> tuple[NvmeExposure, ...]:
+    def nvme_exposures(self, *, deadline: Deadline | None = None) -> Sequence[NvmeExposure]:
         """Return what is shown, by namespace id."""
         ...
 
@@ -385,9 +385,9 @@ class Dpu(
 
     In restricted mode every verb but ``mode``, ``telemetry`` and ``children`` raises ``AccessDenied``; in NIC mode
     services, exposures and offloads are ``Unsupported``. Telemetry names: ``temperature_celsius``,
-    ``power_watts``, ``arm_load`` (0 to 1), ``memory_total_bytes``, ``memory_used_bytes``, ``uptime_seconds``.
+    ``power_watts``, ``arm_utilization_percent``, ``memory_total_bytes``, ``memory_used_bytes``, ``uptime_seconds``.
     """
 
-    def children(self, *, deadline: Deadline | None = None) -> tuple[str, ...]:
+    def children(self, *, deadline: Deadline | None = None) -> Sequence[str]:
         """Return the ids of the devices that share the card's fate: its RDMA NICs."""
         ...

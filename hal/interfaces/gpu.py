@@ -122,6 +122,15 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
 
 
+class PowerLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How much power the board draws at most: what holds now, the board's own, and the bounds for another."""
+
+    watts: float
+    default_watts: float
+    min_watts: float
+    max_watts: float
+
+
 class Ancestor(StrEnum):
     """What two devices have in common on the way to each other, nearest first (``nvmlGpuTopologyLevel_t``)."""
 
@@ -217,6 +226,22 @@ class Partitions(Protocol):
 
 
 @runtime_checkable
+class PowerLimits(Protocol):
+    """Can be told how much power to draw at most."""
+
+    def power_limit(self, *, deadline: Deadline | None = None) -> PowerLimit:
+        """Return the limit and its bounds (``nvmlDeviceGetPowerManagementLimitConstraints``)."""
+        ...
+
+    def set_power_limit(self, watts: float | None, *, deadline: Deadline | None = None) -> PowerLimit:
+        """Set the limit, or the board's own with None; it holds until the next reset.
+
+        Needs root on real hardware (``AccessDenied``). ``InvalidArgument`` outside of the bounds.
+        """
+        ...
+
+
+@runtime_checkable
 class PeerTopology(Protocol):
     """Knows the way to the other GPUs of the machine."""
 
@@ -226,7 +251,7 @@ class PeerTopology(Protocol):
 
 
 @runtime_checkable
-class Gpu(Processes, ErrorCorrection, Partitions, PeerTopology, Memory, Compute, Handle, Protocol):
+class Gpu(Processes, ErrorCorrection, Partitions, PowerLimits, PeerTopology, Memory, Compute, Handle, Protocol):
     """A GPU, or a partition of one, opened."""
 
 

@@ -95,7 +95,7 @@ class Event(Protocol):
         """True once everything before it has run. Asking lets work go on."""
         ...
 
-    def synchronize(self, deadline: Deadline | None = None) -> None:
+    def synchronize(self, *, deadline: Deadline | None = None) -> None:
         """Wait until it is done."""
         ...
 
@@ -113,15 +113,15 @@ class Stream(Protocol):
         """True if nothing is left to do. Asking lets work go on."""
         ...
 
-    def record(self) -> Event:
+    def record(self, *, deadline: Deadline | None = None) -> Event:
         """Return an event at the end of what the stream was given so far."""
         ...
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: Event, *, deadline: Deadline | None = None) -> None:
         """Let what the stream is given from now on wait for an event, of any stream of any GPU."""
         ...
 
-    def synchronize(self, deadline: Deadline | None = None) -> None:
+    def synchronize(self, *, deadline: Deadline | None = None) -> None:
         """Wait until all work is done; raise what went wrong in it."""
         ...
 

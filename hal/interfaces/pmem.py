@@ -105,7 +105,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first of two steps: what would be created or destroyed, for a person or a policy to look at.
 
     ``destroys`` says in words what is lost for good. ``token`` ties the plan to the state in which it was made:
-    :meth:`ManagesNamespaces.confirm` refuses it once the region's namespaces have changed.
+    :meth:`NamespacePlans.confirm` refuses it once the region's namespaces have changed.
     """
 
     action: str
@@ -201,7 +201,7 @@ class Mapping(Protocol):
 
 
 @runtime_checkable
-class ManagesNamespaces(Protocol):
+class NamespacePlans(Protocol):
     """Creating and destroying namespaces, each in two steps: plan, look at it, confirm."""
 
     def plan_create(
@@ -231,7 +231,7 @@ class ManagesNamespaces(Protocol):
 
 
 @runtime_checkable
-class MapsNamespaces(Protocol):
+class Namespaces(Protocol):
     """Looking at namespaces and mapping them."""
 
     def namespaces(self, *, deadline: Deadline | None = None) -> Sequence[Namespace]:
@@ -246,13 +246,21 @@ class MapsNamespaces(Protocol):
         """
         ...
 
+    def deep_flush(self, *, deadline: Deadline | None = None) -> Operation[None]:
+        """Push what is durable out of the memory controllers into the media themselves (sysfs ``deep_flush``).
+
+        A drain is enough as long as the platform keeps its promise at a power failure; this is for when it does not.
+        ``Unsupported`` where nothing is durable.
+        """
+        ...
+
     def bad_blocks(self, *, deadline: Deadline | None = None) -> Sequence[ByteRange]:
         """Return the poisoned ranges of the whole region, offsets from its start."""
         ...
 
 
 @runtime_checkable
-class Pmem(ManagesNamespaces, MapsNamespaces, Handle, Protocol):
+class Pmem(NamespacePlans, Namespaces, Handle, Protocol):
     """An opened region.
 
     Telemetry has ``temperature_celsius``, ``spares_percent``, ``life_used_percent``, ``dirty_shutdown_count`` and

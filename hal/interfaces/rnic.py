@@ -146,6 +146,7 @@ class Ports(Protocol):
         ...
 
 
+@runtime_checkable
 class Region(Protocol):
     """Registered memory. The NIC may use it until :meth:`close`; a peer names it by address and ``rkey``."""
 
@@ -198,6 +199,7 @@ class Memory(Protocol):
         ...
 
 
+@runtime_checkable
 class Connection(Protocol):
     """A reliable connection between two endpoints (verbs: an RC queue pair in RTS). One thread at a time uses it.
 
@@ -280,6 +282,7 @@ class Connection(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+@runtime_checkable
 class Endpoint(Protocol):
     """One side of a connection to be (verbs: an RC queue pair in INIT)."""
 
@@ -311,7 +314,7 @@ class Endpoint(Protocol):
 
 
 @runtime_checkable
-class Connects(Protocol):
+class Endpoints(Protocol):
     """A NIC that talks to others."""
 
     def endpoint(
@@ -325,5 +328,9 @@ class Connects(Protocol):
 
 
 @runtime_checkable
-class Rnic(Ports, Memory, Connects, Handle, Protocol):
-    """An opened RDMA NIC."""
+class Rnic(Ports, Memory, Endpoints, Handle, Protocol):
+    """An opened RDMA NIC.
+
+    Telemetry names, for each port ``N``: ``portN_state`` (:class:`PortState`) and ``portN_rate_gbps``; for the NIC
+    ``link_downed`` (how often a link was lost, never falling until a reset) and ``temperature_celsius``.
+    """

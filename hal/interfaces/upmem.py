@@ -166,7 +166,11 @@ class Runs(Protocol):
 
 @runtime_checkable
 class Upmem(Transfers, Runs, Handle, Protocol):
-    """An opened rank."""
+    """An opened rank.
+
+    Telemetry names: ``dpus``, ``disabled_dpus``, ``run_state`` (:class:`RunState`), ``last_run_cycles`` (absent until a
+    run has ended, or where nothing counts them) and ``temperature_celsius``.
+    """
 
     def rank(self, *, deadline: Deadline | None = None) -> Rank:
         """Return the rank's facts."""

@@ -15,6 +15,7 @@ Checks are ordinary pytest tests. One that needs an optional ability carries ``@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -23,7 +24,7 @@ import pytest
 
 from hal.drivers.contract import Driver, Grant, Readiness, Resets, Scrubs
 from hal.drivers.guard import GuardPages
-from hal.errors import DeviceNotFound, HalError, LeaseEnded, StaleFence
+from hal.errors import DeadlineExceeded, DeviceNotFound, HalError, InvalidArgument, LeaseEnded, StaleFence
 from hal.interfaces.common import Handle
 from hal.interfaces.deadline import Deadline
 from hal.model.attributes import Attribute
@@ -47,6 +48,7 @@ class DriverConformance:
     """The checks for all kinds. Give the ``driver`` fixture; it must find at least one allocatable device."""
 
     lacks: ClassVar[frozenset[str]] = frozenset()
+    interface: ClassVar[type] = Handle
     facets: ClassVar[dict[str, type]] = {"reset": Resets, "scrub": Scrubs}
     unknown_id: ClassVar[str] = "no-such-device"
 
@@ -164,6 +166,23 @@ class DriverConformance:
         handle.close()
         handle.close()
 
+    def test_a_closed_handle_refuses(self, handle: Handle, device: Device) -> None:
+        handle.close()
+        with pytest.raises(InvalidArgument) as caught:
+            handle.telemetry()
+        assert_error_is_for_people(caught.value, device.id)
+
+    def test_a_deadline_that_has_passed_is_refused_at_once(self, handle: Handle, device: Device) -> None:
+        with pytest.raises(DeadlineExceeded) as caught:
+            handle.telemetry(deadline=Deadline.after(0))
+        assert_error_is_for_people(caught.value, device.id)
+
+    def test_every_verb_takes_what_the_interface_says(self, handle: Handle) -> None:
+        for name, verb in vars_of(self.interface).items():
+            told, wanted = parameters_of(getattr(handle, name)), parameters_of(verb)
+            if told is not None and wanted is not None:
+                assert ("self", *told) == wanted, f"{type(handle).__name__}.{name} takes {told}, not {wanted[1:]}"
+
     def test_a_declared_lack_is_true(self, driver: Driver) -> None:
         for ability, facet in self.facets.items():
             if ability in self.lacks:
@@ -186,6 +205,26 @@ def _assert_honest(device: str, name: str, attribute: Attribute) -> None:
     assert (attribute.value is None) == (attribute.absent is not None), (
         f"{device}.{name}: a value or a reason, not both"
     )
+
+
+def vars_of(protocol: type) -> dict[str, object]:
+    """Return the verbs of a Protocol and of the facets that it is composed of."""
+    return {
+        name: verb
+        for facet in reversed(protocol.__mro__)
+        for name, verb in vars(facet).items()
+        if not name.startswith("_") and inspect.isfunction(verb)
+    }
+
+
+def parameters_of(verb: object) -> tuple[str, ...] | None:
+    """Return a verb's parameters as they can be named, ``*`` before those by name only; None if nobody can tell."""
+    try:
+        parameters = inspect.signature(verb).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # an extension's function without a signature
+        return None
+    by_place = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return (*by_place, "*", *sorted(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)))
 
 
 def assert_error_is_for_people(error: HalError, device: str) -> None:

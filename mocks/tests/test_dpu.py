@@ -194,7 +194,7 @@ class TestModes:
                 verb()
         dpu.set_vf_count(4)
         dpu.add_flow(FlowMatch(), FlowAction(verdict=FlowVerdict.DROP))
-        assert dpu.telemetry()["arm_load"].absent is Absence.UNSUPPORTED
+        assert dpu.telemetry()["arm_utilization_percent"].absent is Absence.UNSUPPORTED
         assert dpu.telemetry()["temperature_celsius"].known
 
     def test_a_restricted_card_denies_its_host_everything(self, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class TestModes:
             with pytest.raises(AccessDenied):
                 verb()
         assert dpu.mode().current is DpuMode.RESTRICTED
-        assert dpu.telemetry()["arm_load"].absent is Absence.PERMISSION
+        assert dpu.telemetry()["arm_utilization_percent"].absent is Absence.PERMISSION
 
     def test_the_cards_own_controller_leads_out_of_restricted_mode(self, tmp_path: Path) -> None:
         machine = Machine(graph(privileged=False), tmp_path / "state", VirtualClock())

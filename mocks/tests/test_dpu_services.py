@@ -212,7 +212,7 @@ def test_load_follows_the_cores_that_are_reserved(dpu: MockDpu) -> None:
     idle = dpu.telemetry()
     dpu.deploy(sh("half", FOREVER, cores=8, memory_bytes=1 << 30)).wait(Deadline.after(SOON))
     busy = dpu.telemetry()
-    assert (idle["arm_load"].value, busy["arm_load"].value) == (0.0, 0.5)
+    assert (idle["arm_utilization_percent"].value, busy["arm_utilization_percent"].value) == (0.0, 50.0)
     assert busy["temperature_celsius"].value > idle["temperature_celsius"].value
     assert busy["memory_used_bytes"].value - idle["memory_used_bytes"].value == 1 << 30
 

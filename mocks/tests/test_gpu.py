@@ -41,23 +41,19 @@ def without_mig(graph):
 
 
 class TestMockGpu(GpuConformance):
-    lacks = frozenset({"scrub"})
-
     @pytest.fixture
     def driver(self, tmp_path):
         return MockGpuDriver(Machine(DGX, tmp_path / "state", VirtualClock()))
 
 
 class TestMockGpuOnRealTime(GpuConformance):
-    lacks = frozenset({"scrub"})
-
     @pytest.fixture
     def driver(self, tmp_path):
         return MockGpuDriver(Machine(load_profile("dgx-a100"), tmp_path / "state"))
 
 
 class TestOldMockGpu(GpuConformance):
-    lacks = frozenset({"scrub", "mig", "row-remapping"})
+    lacks = frozenset({"mig", "row-remapping"})
 
     @pytest.fixture
     def driver(self, tmp_path):

@@ -110,7 +110,7 @@ def test_a_deadline_stops_the_waiting_not_the_work(gpu):
     log, stream = [], gpu.stream()
     gpu.launch(gpu.load_kernel(note(log, 1)), 1, 1, stream=stream)
     with pytest.raises(DeadlineExceeded):
-        stream.synchronize(Deadline.after(0))
+        stream.synchronize(deadline=Deadline.after(0))
     assert not log
     stream.synchronize()
     assert log == [1]

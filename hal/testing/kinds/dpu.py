@@ -45,6 +45,8 @@ class DpuConformance(DpuOffloadConformance):
     ``offload:decompress``, ``offload:aes``.
     """
 
+    interface = Dpu
+
     boot_seconds: ClassVar[float] = BOOT_TIMEOUT_SECONDS + 30.0
 
     @pytest.fixture
@@ -341,5 +343,11 @@ class DpuConformance(DpuOffloadConformance):
 
     def test_telemetry_uses_the_agreed_names(self, dpu: Dpu) -> None:
         readings = dpu.telemetry()
-        for name in ("temperature_celsius", "power_watts", "arm_load", "memory_used_bytes", "uptime_seconds"):
+        for name in (
+            "temperature_celsius",
+            "power_watts",
+            "arm_utilization_percent",
+            "memory_used_bytes",
+            "uptime_seconds",
+        ):
             assert name in readings, f"{name} must be measured, or absent with a reason"

@@ -1,7 +1,7 @@
 """What every GPU driver must do. Needs nothing of a device's arrays but DLPack and copies to the host.
 
 Abilities that a driver may declare to lack: ``reset``, ``scrub``, ``kernel``, ``ecc``, ``row-remapping``, ``peer`` (two
-GPUs), ``mig`` (to be examined, the driver must be allowed to change the mode and to reset).
+GPUs), ``power-limit`` (to be examined, the driver must be allowed to set it), ``mig`` (the same for mode and reset).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hal.drivers.contract import Driver, Grant, Resets
+from hal.drivers.contract import Driver, Grant, Resets, Scrubs
 from hal.drivers.guard import GuardPages
 from hal.errors import DeviceError, InvalidArgument, LeaseEnded, OutOfMemory, Unsupported
 from hal.interfaces.deadline import Deadline
@@ -44,6 +44,8 @@ def python_axpy(block: Any, a: float, x: Any, y: Any, n: int) -> None:
 
 class GpuConformance(DriverConformance):
     """The checks for GPUs. The ``device`` fixture must give a whole GPU."""
+
+    interface = Gpu
 
     @pytest.fixture
     def open_gpu(self, driver: Driver, pages: GuardPages) -> Iterator[Callable[[str], Gpu]]:
@@ -178,7 +180,7 @@ class GpuConformance(DriverConformance):
         for source in sources:
             gpu.copy_to_device(source, buffer, stream=stream)
         gpu.copy_to_host(buffer, host, stream=stream)
-        stream.synchronize(Deadline.after(30))
+        stream.synchronize(deadline=Deadline.after(30))
         assert stream.done
         assert (host == 19).all()
 
@@ -190,7 +192,7 @@ class GpuConformance(DriverConformance):
             gpu.copy_to_device(source, buffer, stream=first)
         second.wait(first.record())
         gpu.copy_to_host(buffer, host, stream=second)
-        second.synchronize(Deadline.after(30))
+        second.synchronize(deadline=Deadline.after(30))
         assert (host == 7).all()
         gpu.synchronize(deadline=Deadline.after(30))
 
@@ -208,7 +210,7 @@ class GpuConformance(DriverConformance):
         for _ in range(3):
             gpu.copy_to_device(source, buffer, stream=stream)
             events.append(stream.record())
-        events[-1].synchronize(Deadline.after(30))
+        events[-1].synchronize(deadline=Deadline.after(30))
         assert all(event.done for event in events)
         spans = [later.elapsed_seconds(earlier) for earlier, later in pairwise(events)]
         assert all(span >= 0 for span in spans)
@@ -242,7 +244,7 @@ class GpuConformance(DriverConformance):
         for _ in range(5):
             gpu.launch(kernel, 4, 128, (np.float32(1), x, y, np.int32(512)), stream=stream)
         gpu.copy_to_host(y, host, stream=stream)
-        stream.synchronize(Deadline.after(30))
+        stream.synchronize(deadline=Deadline.after(30))
         assert (host == 5).all()
 
     @needs("kernel")
@@ -309,11 +311,37 @@ class GpuConformance(DriverConformance):
         rows = gpu.row_remapping()
         assert min(rows.correctable, rows.uncorrectable) >= 0
 
+    @needs("power-limit")
+    def test_a_power_limit_stays_within_its_bounds(self, gpu: Gpu, device: Device) -> None:
+        limit = gpu.power_limit()
+        assert 0 < limit.min_watts <= limit.watts <= limit.max_watts
+        assert gpu.set_power_limit(limit.min_watts).watts == limit.min_watts
+        assert gpu.telemetry()["power_limit_watts"].value == limit.min_watts
+        for wrong in (0.0, limit.max_watts * 10):
+            with pytest.raises(InvalidArgument) as caught:
+                gpu.set_power_limit(wrong)
+            assert_error_is_for_people(caught.value, device.id)
+        assert gpu.set_power_limit(None).watts == limit.default_watts
+
+    @needs("scrub")
+    def test_a_scrub_ends_what_the_last_holder_left(
+        self, driver: Driver, gpu: Gpu, device: Device, open_gpu: Callable[[str], Gpu]
+    ) -> None:
+        assert isinstance(driver, Scrubs)
+        buffer = gpu.copy_to_device(np.full(1 << 20, 7, np.uint8))
+        driver.scrub(device.id).wait(Deadline.after(60))
+        with pytest.raises(DeviceError):
+            gpu.copy_to_host(buffer)
+        gpu.close()
+        again = open_gpu(device.id)
+        assert np.array_equal(again.copy_to_host(again.copy_to_device(np.arange(9))), np.arange(9))
+
     def test_a_declared_lack_of_a_verb_is_true(self, gpu: Gpu) -> None:
         verbs: dict[str, Callable[[], object]] = {
             "ecc": gpu.ecc,
             "row-remapping": gpu.row_remapping,
             "mig": gpu.partitioning,
+            "power-limit": gpu.power_limit,
         }
         for ability in self.lacks & set(verbs):
             with pytest.raises(Unsupported):

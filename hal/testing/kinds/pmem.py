@@ -46,6 +46,8 @@ class PmemConformance(DriverConformance):
     ``scrub``.
     """
 
+    interface = Pmem
+
     @pytest.fixture
     def pmem(self, handle: Handle) -> Pmem:
         """The opened region."""
@@ -171,6 +173,13 @@ class PmemConformance(DriverConformance):
         found = pmem.telemetry()
         for name in ("temperature_celsius", "spares_percent", "life_used_percent", "dirty_shutdown_count"):
             assert name in found, f"telemetry does not speak of {name}, not even to say why it is absent"
+
+    def test_a_deep_flush_ends_or_is_excused(self, pmem: Pmem) -> None:
+        if pmem.region().persistence_domain is PersistenceDomain.NONE:
+            with pytest.raises(Unsupported):
+                pmem.deep_flush().wait(Deadline.after(30))
+        else:
+            pmem.deep_flush(deadline=Deadline.after(30)).wait(Deadline.after(30))
 
     @needs("create")
     def test_creating_takes_two_steps(self, pmem: Pmem) -> None:

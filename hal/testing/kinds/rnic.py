@@ -35,6 +35,8 @@ RKEY_OF_NOBODY = bytes(range(16))
 class RnicConformance(RnicBench):
     """The checks for RDMA NICs."""
 
+    interface = Rnic
+
     # Ports and counters
 
     def test_ports_are_numbered_and_complete(self, nic: Rnic) -> None:

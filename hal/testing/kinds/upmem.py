@@ -31,6 +31,8 @@ class UpmemConformance(DriverConformance):
     ``ownership`` (the driver cannot tell that a rank is taken), ``reset`` and ``scrub``.
     """
 
+    interface = Upmem
+
     @pytest.fixture
     def program(self) -> Any:
         """Override: the program that doubles."""

@@ -50,7 +50,7 @@ def add_flow_rule(card: Card, match: FlowMatch, action: FlowAction, priority: in
     """Add a rule after those of the same priority."""
 
     def refuse(why: str, hint: str) -> InvalidArgument:
-        return InvalidArgument(why, device=card.id, during="add flow", hint=hint)
+        return InvalidArgument(why, device=card.id, during="add_flow", hint=hint)
 
     if (action.port is not None) != (action.verdict is FlowVerdict.REDIRECT):
         raise refuse(f"{action.verdict} with port {action.port}", "redirect names a port, the others do not")
@@ -66,7 +66,7 @@ def add_flow_rule(card: Card, match: FlowMatch, action: FlowAction, priority: in
             raise DeviceBusy(
                 f"the flow table is full ({TABLE_SIZE} rules)",
                 device=card.id,
-                during="add flow",
+                during="add_flow",
                 hint="delete rules, or match by prefix",
             )
         rule = FlowRule(id=table.next_id, match=match, action=action, priority=priority)
@@ -82,7 +82,7 @@ def delete_flow_rule(card: Card, rule_id: int) -> None:
         rules = tuple(rule for rule in table.rules if rule.id != rule_id)
         if len(rules) == len(table.rules):
             raise InvalidArgument(
-                f"no flow rule {rule_id}", device=card.id, during="delete flow", hint="list the rules with flows()"
+                f"no flow rule {rule_id}", device=card.id, during="delete_flow", hint="list the rules with flows()"
             )
         _save(card, _Table(next_id=table.next_id, rules=rules))
 
@@ -103,7 +103,7 @@ def inject_packets(machine: Machine, dpu_id: str, packets: Iterable[Packet]) -> 
     """
     card = find_card(machine, dpu_id)
     if not is_up(machine, dpu_id):
-        raise DeviceGone("the card is down", device=dpu_id, during="inject packets", hint="wait until it is ready")
+        raise DeviceGone("the card is down", device=dpu_id, during="inject_packets", hint="wait until it is ready")
     passed = FlowAction(verdict=FlowVerdict.PASS)
     outcome: list[FlowAction] = []
     with card.locked():

@@ -106,12 +106,12 @@ class MockDpu(MockHandle):
 
     def set_mode(self, mode: DpuMode, *, deadline: Deadline | None = None) -> ModeReport:
         """Remember the mode for the next power cycle; the current one takes a pending one back."""
-        self._admit("set mode", deadline)
+        self._admit("set_mode", deadline)
         try:
             wanted = DpuMode(mode)
         except ValueError:
             raise InvalidArgument(
-                f"no mode {mode!r}", device=self._id, during="set mode", hint=f"one of {', '.join(DpuMode)}"
+                f"no mode {mode!r}", device=self._id, during="set_mode", hint=f"one of {', '.join(DpuMode)}"
             ) from None
         with self._card.locked():
             current = self._card.state().mode
@@ -120,7 +120,7 @@ class MockDpu(MockHandle):
 
     def boot(self, *, deadline: Deadline | None = None) -> BootReport:
         """Return how far the card has come."""
-        state = self._admit("boot state", deadline)
+        state = self._admit("boot", deadline)
         if state.boot is None:
             return BootReport(state=BootState.READY, since_at=state.since)
         now = self._machine.clock.now()
@@ -146,8 +146,8 @@ class MockDpu(MockHandle):
 
     def power_cycle(self, *, deadline: Deadline | None = None) -> Operation[None]:
         """Take the power away and give it back."""
-        self._admit("power cycle", deadline)
-        return restart(self._machine, self._card, BootState.OFF, "power cycle", deadline)
+        self._admit("power_cycle", deadline)
+        return restart(self._machine, self._card, BootState.OFF, "power_cycle", deadline)
 
     def image(self, *, deadline: Deadline | None = None) -> Image:
         """Return what the card boots."""
@@ -156,18 +156,18 @@ class MockDpu(MockHandle):
 
     def push_image(self, image: Buffer | str | PathLike[str], *, deadline: Deadline | None = None) -> Operation[Image]:
         """Write an image and boot from it; also the way out of a boot that hangs."""
-        self._admit("push image", deadline)
+        self._admit("push_image", deadline)
         return push_image(self._machine, self._card, image, deadline)
 
     def read_console(self, since: int = 0, *, deadline: Deadline | None = None) -> tuple[ConsoleLine, ...]:
         """Return the lines from ``since`` on that have come so far."""
-        self._admit("console", deadline)
+        self._admit("read_console", deadline)
         now = self._machine.clock.now()
         return tuple(line for line in self._card.console() if line.number >= since and line.at <= now)
 
     def console(self, since: int = 0, *, deadline: Deadline | None = None) -> Iterator[str]:
         """Yield lines; the lease is checked at every look."""
-        self._admit("console", deadline)
+        self._admit("read_console", deadline)
         return self._follow(since, deadline)
 
     def _follow(self, since: int, deadline: Deadline | None) -> Iterator[str]:
@@ -219,12 +219,12 @@ class MockDpu(MockHandle):
         self, match: FlowMatch, action: FlowAction, *, priority: int = 100, deadline: Deadline | None = None
     ) -> FlowRule:
         """Add a rule to the card's switch."""
-        self._ready("add flow", deadline)
+        self._ready("add_flow", deadline)
         return add_flow_rule(self._card, match, action, priority)
 
     def delete_flow(self, rule_id: int, *, deadline: Deadline | None = None) -> None:
         """Take a rule away."""
-        self._ready("delete flow", deadline)
+        self._ready("delete_flow", deadline)
         delete_flow_rule(self._card, rule_id)
 
     def flows(self, *, deadline: Deadline | None = None) -> tuple[FlowRule, ...]:
@@ -234,20 +234,20 @@ class MockDpu(MockHandle):
 
     def vf_count(self, *, deadline: Deadline | None = None) -> int:
         """Return how many virtual functions there are."""
-        return self._ready("vf count", deadline).vf_count
+        return self._ready("vf_count", deadline).vf_count
 
     def max_vf_count(self, *, deadline: Deadline | None = None) -> int:
         """Return how many there can be."""
-        self._ready("vf count", deadline)
+        self._ready("max_vf_count", deadline)
         return self._card.dpu.max_vfs
 
     def set_vf_count(self, count: int, *, deadline: Deadline | None = None) -> None:
         """Make so many virtual functions."""
-        self._ready("set vf count", deadline)
+        self._ready("set_vf_count", deadline)
         most = self._card.dpu.max_vfs
         if not 0 <= count <= most:
             raise InvalidArgument(
-                f"{count} virtual functions", device=self._id, during="set vf count", hint=f"0 to {most}"
+                f"{count} virtual functions", device=self._id, during="set_vf_count", hint=f"0 to {most}"
             )
         with self._card.locked():
             current = self._card.state().vf_count
@@ -255,14 +255,14 @@ class MockDpu(MockHandle):
                 raise DeviceBusy(
                     f"there are {current} virtual functions",
                     device=self._id,
-                    during="set vf count",
+                    during="set_vf_count",
                     hint="set 0 first, as sriov_numvfs demands",
                 )
             self._card.change(vf_count=count)
 
     def nvme_backings(self, *, deadline: Deadline | None = None) -> Mapping[str, int]:
         """Return the bytes that are left of the card's memory and of its drives."""
-        return self._left(self._ready("nvme backings", deadline, cores=True))
+        return self._left(self._ready("nvme_backings", deadline, cores=True))
 
     def _left(self, state: CardState) -> dict[str, int]:
         drives = {drive.name: drive.size_bytes for drive in self._card.host.nvmes}
@@ -276,7 +276,7 @@ class MockDpu(MockHandle):
         self, name: str, *, size_bytes: int, backing: str = "memory", deadline: Deadline | None = None
     ) -> NvmeExposure:
         """Show a namespace with the lowest free id."""
-        step = "expose nvme"
+        step = "expose_nvme"
         self._ready(step, deadline, cores=True)
         with self._card.locked():
             state = self._card.state()
@@ -308,17 +308,17 @@ class MockDpu(MockHandle):
 
     def nvme_exposures(self, *, deadline: Deadline | None = None) -> tuple[NvmeExposure, ...]:
         """Return what is shown, by namespace id."""
-        return self._ready("nvme exposures", deadline, cores=True).exposures
+        return self._ready("nvme_exposures", deadline, cores=True).exposures
 
     def remove_nvme(self, name: str, *, deadline: Deadline | None = None) -> None:
         """Take a namespace away."""
-        self._ready("remove nvme", deadline, cores=True)
+        self._ready("remove_nvme", deadline, cores=True)
         with self._card.locked():
             exposures = self._card.state().exposures
             left = tuple(exposure for exposure in exposures if exposure.name != name)
             if len(left) == len(exposures):
                 raise InvalidArgument(
-                    f"no exposure {name!r}", device=self._id, during="remove nvme", hint="list nvme_exposures()"
+                    f"no exposure {name!r}", device=self._id, during="remove_nvme", hint="list nvme_exposures()"
                 )
             self._card.change(exposures=left)
 

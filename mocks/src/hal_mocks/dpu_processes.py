@@ -120,7 +120,7 @@ def end_processes(device: str, supervisor: Supervisor, grace_seconds: float, dea
         _signal_and_wait(supervisor, signal.SIGKILL, Deadline.after(min(1.0, deadline.remaining_seconds)), spare)
         spare = 0
         if members(supervisor):
-            deadline.check(device=device, during="stop service")
+            deadline.check(device=device, during="stop_service")
 
 
 def _signal_and_wait(supervisor: Supervisor, number: signal.Signals, deadline: Deadline, spare: int) -> None:

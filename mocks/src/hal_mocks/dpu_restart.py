@@ -93,11 +93,11 @@ def push_image(
         magic = next(_chunks(image), b"")[: len(BFB_MAGIC)]
     except OSError as error:
         raise InvalidArgument(
-            f"cannot read the image: {error}", device=card.id, during="push image", hint="give a readable file"
+            f"cannot read the image: {error}", device=card.id, during="push_image", hint="give a readable file"
         ) from None
     if bytes(magic) != BFB_MAGIC:
         raise InvalidArgument(
-            f"{name} is no boot stream", device=card.id, during="push image", hint="give a .bfb file, not its archive"
+            f"{name} is no boot stream", device=card.id, during="push_image", hint="give a .bfb file, not its archive"
         )
 
     def work(operation: Operation[Image]) -> Image:
@@ -105,7 +105,7 @@ def push_image(
         written = 0
         with _boot_file(card):
             for chunk in _chunks(image):
-                deadline.check(device=card.id, during="push image")
+                deadline.check(device=card.id, during="push_image")
                 machine.clock.sleep(len(chunk) / IMAGE_BYTES_PER_SECOND)
                 digest.update(chunk)
                 written += len(chunk)
@@ -118,7 +118,7 @@ def push_image(
         operation.report(1.0)
         return pushed
 
-    return Operation.spawn(card.id, "push image", work)
+    return Operation.spawn(card.id, "push_image", work)
 
 
 def _chunks(image: Buffer | str | os.PathLike[str]) -> Iterator[Buffer]:
@@ -141,7 +141,7 @@ def _boot_file(card: Card) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise DeviceBusy(
-            "another image is being written", device=card.id, during="push image", hint="wait for it to end"
+            "another image is being written", device=card.id, during="push_image", hint="wait for it to end"
         ) from None
     finally:
         os.close(descriptor)

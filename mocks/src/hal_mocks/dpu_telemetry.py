@@ -16,7 +16,7 @@ HOT_CELSIUS = 106.0
 _IDLE_CELSIUS, _CELSIUS_AT_LOAD = 47.0, 28.0
 _IDLE_WATTS, _WATTS_AT_LOAD = 38.0, 37.0
 _OS_MEMORY_SHARE = 0.06
-_OF_THE_CORES = ("arm_load", "memory_total_bytes", "memory_used_bytes", "uptime_seconds")
+_OF_THE_CORES = ("arm_utilization_percent", "memory_total_bytes", "memory_used_bytes", "uptime_seconds")
 
 
 def measure(machine: Machine, card: Card, services: ServiceTable) -> dict[str, Attribute]:
@@ -44,6 +44,6 @@ def measure(machine: Machine, card: Card, services: ServiceTable) -> dict[str, A
         exposed = sum(exposure.size_bytes for exposure in state.exposures if exposure.backing == "memory")
         used = int(card.dpu.memory_bytes * _OS_MEMORY_SHARE) + memory + exposed
         up_since = state.since if state.boot is None else state.boot.ready_at
-        values = (load, card.dpu.memory_bytes, min(used, card.dpu.memory_bytes), max(0.0, now - up_since))
+        values = (100.0 * load, card.dpu.memory_bytes, min(used, card.dpu.memory_bytes), max(0.0, now - up_since))
         return readings | {name: known(value, SOURCE) for name, value in zip(_OF_THE_CORES, values, strict=True)}
     return readings | dict.fromkeys(_OF_THE_CORES, reason)

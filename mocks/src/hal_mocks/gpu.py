@@ -132,6 +132,14 @@ class MockGpuDriver(MockDriver):
             return Operation.failed(unsupported, device_id, "reset")
         return attempt(device_id, "reset", lambda: self.boards.reset(device_id))
 
+    def scrub(self, device_id: str, *, deadline: Deadline | None = None) -> Operation[None]:
+        """End what computes on a GPU or a partition; its memory went with the contexts.
+
+        Also forgets the counts of memory errors since the last reset, and a power limit.
+        """
+        meet_faults(self.machine, self._described(device_id), "scrub", or_default(deadline))
+        return attempt(device_id, "scrub", lambda: self.boards.scrub(device_id))
+
     def partitioning(self, device_id: str, *, deadline: Deadline | None = None) -> Mode:
         """Return the mode, now and after the next reset."""
         self._manage(device_id, "partitioning", deadline)

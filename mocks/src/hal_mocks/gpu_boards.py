@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from hal.errors import DeviceBusy, DeviceNotFound, HalError, Unsupported
-from hal.interfaces.gpu import Ecc, EccCounts, GpuProcess, Mode, Partition, PartitionProfile, RowRemapping
+from hal.errors import DeviceBusy, DeviceNotFound, HalError, InvalidArgument, Unsupported
+from hal.interfaces.gpu import Ecc, EccCounts, GpuProcess, Mode, Partition, PartitionProfile, PowerLimit, RowRemapping
 from hal.interfaces.operation import Operation
 from hal.model.attributes import Absence, Attribute, Value, absent, known
 from hal.model.device import Device
@@ -20,7 +20,7 @@ from hal_mocks.gpu_contexts import BUSY_NS, TO_DEVICE, TO_HOST, Contexts
 from hal_mocks.gpu_describe import SOURCE, Place, places_of
 from hal_mocks.gpu_health import conditions_of, gone, latched_conditions, loses_device, recovery_action
 from hal_mocks.gpu_mig import place, profiles_of
-from hal_mocks.gpu_store import Counts, GpuStore, Record, after_reset
+from hal_mocks.gpu_store import Counts, GpuStore, Record, after_reset, after_scrub
 from hal_mocks.gpu_thermal import CLOCKS, OTHER_CLOCKS, Thermal, advance, clock_of
 from hal_mocks.machine import Machine, device_not_found
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 PCIE_GTS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 HEALED_BY_RESET = frozenset({FaultType.XID, FaultType.ECC_UNCORRECTABLE, FaultType.LOST, FaultType.HANG})
 _REPLAYS_PER_SECOND = 2.0
+_LEAST_POWER_SHARE = 2 / 7  # of the board's own limit: an H100 of 700 W can be told to draw 200 W
 
 
 class GpuBoards:
@@ -187,6 +188,34 @@ class GpuBoards:
             failed=record.remap_failed,
         )
 
+    # power
+
+    def power_limit(self, gpu: str) -> PowerLimit:
+        """Return the limit and its bounds."""
+        own = float(self.place(gpu).gpu.power_limit_watts)
+        chosen = self.store.record(gpu).power_limit_watts
+        return PowerLimit(
+            watts=own if chosen is None else chosen,
+            default_watts=own,
+            min_watts=round(own * _LEAST_POWER_SHARE),
+            max_watts=own,
+        )
+
+    def set_power_limit(self, gpu: str, watts: float | None) -> PowerLimit:
+        """Set the limit; the heat of the time before counts under the old one."""
+        bounds = self.power_limit(gpu)
+        if watts is not None and not bounds.min_watts <= watts <= bounds.max_watts:
+            raise InvalidArgument(
+                f"{watts} W",
+                device=gpu,
+                during="set_power_limit",
+                hint=f"{bounds.min_watts:g} to {bounds.max_watts:g} W, or None for the board's own",
+            )
+        self.thermal(gpu)
+        limit = None if watts is None else float(watts)
+        self.store.update(gpu, lambda before: msgspec.structs.replace(before, power_limit_watts=limit))
+        return self.power_limit(gpu)
+
     # what can be measured
 
     def used_bytes(self, gpu: str) -> int:
@@ -206,7 +235,7 @@ class GpuBoards:
 
     def thermal(self, gpu: str) -> Thermal:
         """Let the thermal model catch up with the clock."""
-        limit = self.place(gpu).gpu.power_limit_watts
+        limit = self.power_limit(gpu).watts
         pages = (gpu, *(partition.id for partition in self.store.record(gpu).partitions))
         busy_ns = sum(self.contexts(page).counter(BUSY_NS) for page in pages)
         faults = {fault.type for fault in self.machine.faults_of(gpu)}
@@ -242,7 +271,7 @@ class GpuBoards:
             "memory_free_bytes": found.gpu.memory_bytes - used,
             "memory_total_bytes": found.gpu.memory_bytes,
             "power_watts": round(thermal.power_watts, 3),
-            "power_limit_watts": found.gpu.power_limit_watts,
+            "power_limit_watts": self.power_limit(gpu).watts,
             "energy_joules": thermal.energy_joules,
             "temperature_celsius": round(thermal.temperature_celsius, 1),
             "sm_clock_hz": sm_clock_hz,
@@ -271,6 +300,28 @@ class GpuBoards:
             pages += [partition.id for partition in self.store.record(device_id).partitions]
         for page in pages:
             self.contexts(page).end_all()
+
+    def scrub(self, device_id: str) -> None:
+        """Wipe one tenant's traces: contexts and their memory, counts of errors since the reset, a power limit."""
+        gpu = next((g for g, p in self._parents() if p == device_id), device_id)
+        self.place(gpu)
+        pages = [device_id]
+        if gpu == device_id:
+            pages += [partition.id for partition in self.store.record(gpu).partitions]
+            for partition in pages[1:]:
+                if self.contexts(partition).holders():
+                    raise DeviceBusy(
+                        f"{partition} is in use", device=gpu, during="scrub", hint="take its partitions back first"
+                    )
+        for page in pages:
+            self.contexts(page).end_all()
+        if gpu == device_id:
+            self.store.update(gpu, after_scrub)
+
+    def _parents(self) -> Iterator[tuple[str, str]]:
+        for gpu in self.places:
+            for partition in self.store.record(gpu).partitions:
+                yield gpu, partition.id
 
     def reset(self, gpu: str) -> None:
         """Reset a GPU: pending modes hold, what a reset heals is healed, every context has ended."""

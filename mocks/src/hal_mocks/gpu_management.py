@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hal.drivers.guard import Guard
 from hal.errors import Unsupported
 from hal.interfaces.deadline import Deadline, or_default
-from hal.interfaces.gpu import Ecc, GpuProcess, Mode, Partition, PartitionProfile, Peer, RowRemapping
+from hal.interfaces.gpu import Ecc, GpuProcess, Mode, Partition, PartitionProfile, Peer, PowerLimit, RowRemapping
 from hal.interfaces.operation import Operation
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
@@ -96,6 +96,16 @@ class MockGpuManagement(MockHandle):
         """Return the rows replaced."""
         self._enter_whole("row_remapping", deadline)
         return self._boards.row_remapping(self._gpu)
+
+    def power_limit(self, *, deadline: Deadline | None = None) -> PowerLimit:
+        """Return the limit and its bounds."""
+        self._enter_whole("power_limit", deadline)
+        return self._boards.power_limit(self._gpu)
+
+    def set_power_limit(self, watts: float | None, *, deadline: Deadline | None = None) -> PowerLimit:
+        """Set the limit, or the board's own."""
+        self._enter_whole("set_power_limit", deadline)
+        return self._boards.set_power_limit(self._gpu, watts)
 
     def partitioning(self, *, deadline: Deadline | None = None) -> Mode:
         """Return the mode, now and after the next reset."""

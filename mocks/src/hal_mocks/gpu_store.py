@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     ecc_seen_at: float = 0.0
     ecc_evidence: str = ""
     absorbed: tuple[int, ...] = ()
+    power_limit_watts: float | None = None
 
 
 FRESH = Record()
@@ -157,6 +158,11 @@ def _trace(record: Record, fault: Fault) -> Record:
     )
 
 
+def after_scrub(record: Record) -> Record:
+    """Return what a scrub leaves: modes, partitions, and what the board remembers for life."""
+    return msgspec.structs.replace(record, volatile=Counts(), power_limit_watts=None)
+
+
 def after_reset(record: Record) -> Record:
     """Return what a reset leaves: pending modes hold, pending rows are replaced, partitions and volatile counts end."""
     return msgspec.structs.replace(
@@ -165,6 +171,7 @@ def after_reset(record: Record) -> Record:
         ecc=record.ecc_pending,
         partitions=(),
         volatile=Counts(),
+        power_limit_watts=None,
         remapped_uncorrectable=record.remapped_uncorrectable + record.remap_pending,
         remap_pending=0,
     )

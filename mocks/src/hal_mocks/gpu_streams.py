@@ -37,16 +37,16 @@ class MockStream:
         self.step()
         return not self._work
 
-    def record(self) -> MockEvent:
+    def record(self, *, deadline: Deadline | None = None) -> MockEvent:
         """Return an event at the end of the queue."""
-        self._handle._enter_work("record")
+        self._handle._enter_work("record", deadline)
         event = MockEvent(self)
         self.push(event.mark)
         return event
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: Any, *, deadline: Deadline | None = None) -> None:
         """Let later work wait for an event."""
-        self._handle._enter_work("wait")
+        self._handle._enter_work("wait", deadline)
         if not isinstance(event, MockEvent):
             raise InvalidArgument(
                 f"{type(event).__name__} is no event of a mock GPU",
@@ -57,7 +57,7 @@ class MockStream:
         if event.at is None:
             self.push(event.reach)
 
-    def synchronize(self, deadline: Deadline | None = None) -> None:
+    def synchronize(self, *, deadline: Deadline | None = None) -> None:
         """Run what is left."""
         self._handle._enter_work("synchronize", deadline)
         self.run(deadline)
@@ -136,7 +136,7 @@ class MockEvent:
                 "the stream that was waited for was given up", device=handle._id, during="wait", hint="open it again"
             )
 
-    def synchronize(self, deadline: Deadline | None = None) -> None:
+    def synchronize(self, *, deadline: Deadline | None = None) -> None:
         """Run the stream up to here."""
         self._stream._handle._enter_work("event.synchronize", deadline)
         self._stream.run(deadline, until=self)

@@ -60,7 +60,7 @@ def power_failure(
         raise DeviceNotFound(
             "no persistent memory of that name on this mock machine",
             device=region or host or machine.graph.name,
-            during="power failure",
+            during="power_failure",
             hint="hal-probe list",
         )
     return tuple(losses)

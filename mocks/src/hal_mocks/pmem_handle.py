@@ -17,6 +17,7 @@ from hal.interfaces.pmem import (
     ByteRange,
     Namespace,
     NamespaceMode,
+    PersistenceDomain,
     Plan,
     Region,
 )
@@ -62,6 +63,15 @@ class MockPmem(MockHandle):
         """Return the namespaces by their place in the region."""
         poison = self._store.poison(self._enter("namespaces", deadline))
         return [_with_poison(namespace, poison) for namespace in self._store.load().namespaces]
+
+    def deep_flush(self, *, deadline: Deadline | None = None) -> Operation[None]:
+        """Nothing to do: on the mock the persistence domain is the media."""
+        self._enter("deep_flush", deadline)
+        if self._store.domain is PersistenceDomain.NONE:
+            raise Unsupported(
+                "volatile memory", device=self._id, during="deep_flush", hint="region().persistence_domain says so"
+            )
+        return Operation.completed(None, self._id, "deep_flush")
 
     def bad_blocks(self, *, deadline: Deadline | None = None) -> Sequence[ByteRange]:
         """Return the poisoned ranges of the region."""

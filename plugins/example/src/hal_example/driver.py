@@ -94,7 +94,7 @@ class ExampleDriver:
             for card in find_cards(host)[0]:
                 if card.id == device_id:
                     return card
-        raise DeviceNotFound("no ACME card of that id", device=device_id, during="look up", hint="hal-probe list")
+        raise DeviceNotFound("no ACME card of that id", device=device_id, during="find", hint="hal-probe list")
 
     def _memory(self, card: Card, step: str) -> str:
         if card.memory is None or not os.path.exists(card.memory):
