@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hal.agent.survey import Survey, survey
     from hal.api.held import HeldLease, open_lease
-    from hal.api.local import LocalBroker, open_broker
+    from hal.api.local import LocalBroker
+    from hal.api.opening import open_broker
     from hal.errors import HalError
     from hal.interfaces.deadline import Deadline
     from hal.interfaces.operation import Operation
@@ -48,7 +49,7 @@ _HOMES = {
     "Request": "hal.model.claim",
     "Severity": "hal.model.health",
     "Survey": "hal.agent.survey",
-    "open_broker": "hal.api.local",
+    "open_broker": "hal.api.opening",
     "open_lease": "hal.api.held",
     "survey": "hal.agent.survey",
 }

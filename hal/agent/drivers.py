@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from hal.agent.plugins import PluginSet, speaks_to_environment
 from hal.drivers.contract import Context, Driver, HostRoot
 from hal.drivers.entries import installed
+from hal.drivers.guarded import describe
 from hal.drivers.loader import load
 from hal.errors import NotReady
 from hal.interfaces.deadline import Deadline
@@ -34,7 +35,14 @@ def create_drivers(
     found: dict[str, Driver] = {}
     for factory in (factory for plugin in loaded for factory in plugin.factories):
         if factory.name in wanted and factory.name not in found:
-            found[factory.name] = factory.create(context)
+            try:
+                found[factory.name] = factory.create(context)
+            except Exception as error:  # a guard: a plugin's code
+                raise NotReady(
+                    f"the driver {factory.name} could not be created: {describe(error)}",
+                    during="open",
+                    hint="hal-probe doctor; report it to the plugin",
+                ) from error
     for name in sorted(wanted - found.keys()):
         trouble = "; ".join(f"{problem.source}: {problem.detail}" for plugin in loaded for problem in plugin.problems)
         raise NotReady(

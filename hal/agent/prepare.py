@@ -16,8 +16,9 @@ import msgspec
 from hal.broker import command as c
 from hal.broker.core import AGENT
 from hal.broker.ledger import Ledger
+from hal.broker.record import checked
 from hal.drivers.contract import Driver, Grant
-from hal.drivers.guard import GuardPages
+from hal.drivers.guard import FOREVER_NS, GuardPages
 from hal.drivers.guarded import Call, describe
 from hal.errors import DeadlineExceeded, DeviceError, HalError, NotReady, StaleFence
 from hal.interfaces.deadline import Deadline
@@ -49,7 +50,8 @@ class Agent:
         self.drivers = drivers
         self.pages = pages
         self.deadline_seconds = deadline_seconds
-        self._unfinished: dict[str, bool] = {}
+        self._returned: set[str] = set()
+        self._calls: dict[str, Call[None]] = {}
 
     # --- granting
 
@@ -63,6 +65,7 @@ class Agent:
         grant = _grant(lease)
         for number, device in enumerate(lease.devices):
             try:
+                self._cut_off_strangers(device, lease)
                 self._call(device, "prepare", grant)
                 self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
             except (HalError, OSError) as error:
@@ -77,31 +80,59 @@ class Agent:
         assert answer.lease is not None
         return answer.lease
 
+    def _cut_off_strangers(self, device: AllocatedDevice, lease: Lease) -> None:
+        """End the handles of a holder whom a lost journal no longer knows, before anybody else is let in."""
+        fence = self.pages.fence(device.id)
+        if fence not in (0, lease.fence):
+            _LOG.warning("%s was open under fence %d, which the journal does not know", device.id, fence)
+            self.pages.revoke(device.id, fence)
+
     def give_up(self, lease: Lease, why: str, untouched: Iterable[AllocatedDevice] = ()) -> None:
         """Take back a lease that was never acknowledged; ``untouched`` devices were never prepared for it."""
         self.ledger.execute(c.Release(lease=lease.id, why=why))
         self.take_back(lease, returned=True, untouched=untouched)
 
     def renew_pages(self, lease: Lease) -> None:
-        """Let the holder's handles live as long as the lease now does."""
+        """Let the holder's handles live as long as the lease now does, if they may live at all."""
+        if lease.state is not LeaseState.PREPARED:
+            return
         for device in lease.devices:
-            self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+            try:
+                self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+            except OSError as error:
+                raise DeviceError(
+                    f"lease {lease.id} is renewed, but its handles do not learn of it: {error}",
+                    device=device.id,
+                    during="renew",
+                    hint=f"look at the disk of {self.pages.folder}, and renew again",
+                ) from error
 
     # --- taking back
 
     def take_back(self, lease: Lease, returned: bool = False, untouched: Iterable[AllocatedDevice] = ()) -> None:
         """End every handle, shut every device, and say which of them are proven to be free."""
-        self._unfinished[lease.id] = returned
-        for device in lease.devices:
-            self.pages.revoke(device.id, lease.fence)
+        if returned:
+            self._returned.add(lease.id)
         fenced: dict[str, str] = {}
         left_alone = {device.id for device in untouched}
+        for device in lease.devices:
+            why = self._close_page(device.id, lease.fence)
+            if why is not None:
+                fenced[device.id] = why
         for device in lease.devices:
             why = None if device.id in left_alone else self._shut(device, _grant(lease))
             if why is not None:
                 fenced[device.id] = why
         self.ledger.execute(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced, returned=returned))
-        del self._unfinished[lease.id]
+        self._returned.discard(lease.id)
+
+    def _close_page(self, device_id: str, fence: int) -> str | None:
+        """End every handle of one holder; return why that could not be done."""
+        try:
+            self.pages.revoke(device_id, fence)
+        except OSError as error:
+            return f"its guard page cannot be cleared: {error}"
+        return None
 
     def _shut(self, device: AllocatedDevice, grant: Grant) -> str | None:
         """Unprepare one device; return why that is not proven."""
@@ -116,36 +147,31 @@ class Agent:
 
     def expire(self) -> tuple[Lease, ...]:
         """Take back what has expired, and what a failing journal kept from being taken back; return the expired."""
-        for lease_id, returned in list(self._unfinished.items()):
-            left = self.ledger.state.leases.get(lease_id)
-            if left is None:
-                del self._unfinished[lease_id]
-            else:
-                self.take_back(left, returned)
         answer = self.ledger.execute(c.Expire())
         assert isinstance(answer, c.Done)
-        for lease in answer.leases:
-            self.take_back(lease)
+        for lease_id in list(self.ledger.state.ending):
+            self.take_back(self.ledger.state.leases[lease_id], lease_id in self._returned)
         return answer.leases
 
     def reconcile(self) -> None:
         """Make the devices agree with the journal after a crash, a reboot, or a driver that was away."""
+        self.expire()
         for lease in list(self.ledger.state.leases.values()):
-            if lease.state in (LeaseState.RELEASING, LeaseState.SUSPECT):
-                self.take_back(lease)
-            elif lease.expires_at > self.ledger.clock.now():
+            if lease.expires_at > self.ledger.clock.now():
                 if lease.state is LeaseState.BOUND:
                     self.prepare(lease)
                 else:
                     self.renew_pages(lease)
         self.free_fenced()
 
-    def free_fenced(self) -> None:
-        """Try again to shut the devices whose last holder is not proven to have let go."""
+    def free_fenced(self, only: str | None = None) -> None:
+        """Try again to shut the devices whose last holder is not proven to have let go; all, or one."""
         for device_id, fenced in list(self.ledger.state.fenced.items()):
-            self.pages.revoke(device_id, fenced.fence)
+            if only not in (None, device_id):
+                continue
             grant = Grant(lease=fenced.lease, fence=fenced.fence, tenant=fenced.tenant)
-            if self._shut(fenced.device, grant) is None:
+            closed = self._close_page(device_id, fenced.fence) is None
+            if closed and self._shut(fenced.device, grant) is None:
                 self.ledger.execute(c.ProveFreed(device=device_id, fence=fenced.fence))
 
     # --- health
@@ -171,9 +197,13 @@ class Agent:
         self.ledger.execute(c.Observe(devices=tuple(changed)))
         return any(condition.blocks_new_leases for device in changed for condition in device.conditions)
 
+    def look(self, driver: Driver, device_id: str) -> list[Condition]:
+        """Ask a driver how one device is now; no answer is a condition of status unknown."""
+        return self._sample(driver, [device_id])
+
     def _sample(self, driver: Driver, device_ids: list[str]) -> list[Condition]:
         deadline = self._deadline()
-        call = Call(lambda: list(driver.sample(device_ids, deadline)), f"sample-{driver.name}")
+        call = Call(lambda: _conditions(driver, device_ids, deadline), f"sample-{driver.name}")
         if call.join(deadline) and call.value is not None:
             return call.value
         detail = describe(call.error) if call.error is not None else "no answer in time"
@@ -216,8 +246,16 @@ class Agent:
                 f"its driver {device.driver} is not here", device=device.id, during=step, hint="hal-probe doctor"
             )
         verb = driver.prepare if step == "prepare" else driver.unprepare
+        earlier = self._calls.get(device.id)
+        if earlier is not None and not earlier.finished:
+            raise DeadlineExceeded(
+                "an earlier call has not returned yet; nobody knows what it will still do",
+                device=device.id,
+                during=step,
+                hint="hal repair, or wait for it",
+            )
         deadline = self._deadline()
-        call = Call(lambda: verb(device.id, grant, deadline), f"{step}-{device.id}")
+        call = self._calls[device.id] = Call(lambda: verb(device.id, grant, deadline), f"{step}-{device.id}")
         # A little longer than the driver's own deadline, so that a driver that keeps it can say what happened.
         if not call.join(Deadline.after(self.deadline_seconds + 1.0)):
             raise DeadlineExceeded(
@@ -226,6 +264,7 @@ class Agent:
                 during=step,
                 hint="hal-probe doctor",
             )
+        del self._calls[device.id]
         if isinstance(call.error, HalError):
             raise call.error
         if call.error is not None:
@@ -235,7 +274,12 @@ class Agent:
 
     def _expiry_ns(self, lease: Lease) -> int:
         left = lease.expires_at - self.ledger.clock.now()
-        return max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9))
+        return min(FOREVER_NS, max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)))
+
+
+def _conditions(driver: Driver, device_ids: list[str], deadline: Deadline) -> list[Condition]:
+    """Ask a driver; what is no condition, or none that the journal could read again, is an error of the driver."""
+    return [checked(condition, Condition) for condition in driver.sample(device_ids, deadline)]
 
 
 def _grant(lease: Lease) -> Grant:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from hal.errors import UsageError
+
 
 class Folders(msgspec.Struct, frozen=True):
     """``state`` survives a reboot, ``runtime`` need not."""
@@ -28,10 +30,13 @@ def folders(environ: Mapping[str, str] | None = None, state: Path | None = None)
     """
     environ = os.environ if environ is None else environ
     if state is not None:
+        if not state.name:
+            raise UsageError(f"the state folder is {str(state)!r}", during="open", hint="--state FOLDER, with a name")
+        state = state.absolute()
         return Folders(state, state / "run")
     root = os.getuid() == 0
     below = Path("hal")
-    machine = "\n".join(environ.get(name, "") for name in ("HAL_MACHINE", "HAL_SYSFS_ROOT")).strip()
+    machine = "\n".join((_named(environ.get("HAL_MACHINE", "")), _path(environ.get("HAL_SYSFS_ROOT", "")))).strip()
     if machine:
         below = Path("hal", "machine-" + hashlib.sha256(machine.encode()).hexdigest()[:16])
     if environ.get("XDG_STATE_HOME"):
@@ -43,3 +48,16 @@ def folders(environ: Mapping[str, str] | None = None, state: Path | None = None)
     else:
         fleeting = Path("/run") if root else Path(tempfile.gettempdir(), f"hal-{os.getuid()}")
     return Folders(kept / below, fleeting / below)
+
+
+def _named(machine: str) -> str:
+    """Return what ``HAL_MACHINE`` names, the same wherever it is said: its paths do not depend on where one stands."""
+    profile, _, options = machine.partition("?")
+    words = sorted(word for word in options.split("&") if word)
+    whole = [f"state={_path(word[6:])}" if word.startswith("state=") else word for word in words]
+    profile = _path(profile) if "/" in profile or profile.endswith(".toml") else profile
+    return f"{profile}?{'&'.join(whole)}" if whole else profile
+
+
+def _path(text: str) -> str:
+    return os.path.abspath(text) if text else ""

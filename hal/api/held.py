@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
-from hal.drivers.guard import GuardPages
+from hal.drivers.guard import PageGuard, page_path
 from hal.errors import DeviceNotFound, LeaseEnded, UsageError
 from hal.interfaces.common import Handle
 from hal.interfaces.deadline import Deadline, or_default
@@ -96,7 +96,7 @@ class HeldLease:
         Raises :class:`~hal.errors.LeaseEnded` if the lease is over, and what the driver raises.
         """
         held = self.find(device)
-        guard = GuardPages(self._guards).guard(held.id, self.id, self.fence)
+        guard = PageGuard(page_path(self._guards, held.id), held.id, self.id, self.fence)
         handle = self._driver(held.driver).open(held.id, guard, or_default(deadline))
         self._handles.append(handle)
         return handle

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,24 +13,24 @@ import msgspec
 
 from hal.agent.clock import SteadyClock, read_boot_id
 from hal.agent.prepare import Agent, Trouble
-from hal.api.folders import folders
+from hal.agent.repair import RESET_SECONDS, Repair, repair
+from hal.api.ask import Asked, make_claim
 from hal.api.held import HeldLease
 from hal.broker import command as c
 from hal.broker.explain import Explanation, explain
 from hal.broker.journal import Store
 from hal.broker.ledger import Clock, Ledger
-from hal.broker.places import ancestors
-from hal.broker.record import event_of
+from hal.broker.places import ancestors, why_unfit
+from hal.broker.record import checked, event_of
 from hal.broker.state import Fenced, State
 from hal.drivers.contract import Driver
 from hal.drivers.guard import GuardPages
-from hal.errors import BrokerError, ClaimError, ClaimRefused, LeaseNotFound
-from hal.interfaces.deadline import Deadline
-from hal.model.claim import Claim, Constraint, Locality, Request
+from hal.errors import BrokerError, ClaimError, ClaimRefused, LeaseNotFound, UsageError
+from hal.model.claim import Claim, Locality
 from hal.model.device import Device
 from hal.model.event import Event
-from hal.model.kind import Kind
-from hal.model.lease import Lease
+from hal.model.inventory import Inventory
+from hal.model.lease import Lease, LeaseState
 from hal.model.selector import compile_selector
 
 
@@ -41,12 +41,17 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     silent: frozenset[str] = frozenset()
 
 
+_LOG = logging.getLogger(__name__)
+_COUNTS = ("all", "free", "held", "fenced", "unfit", "tied")
 Observe = Callable[[], Sight | Iterable[Device]]
-Asked = Claim | Request | Kind | str | Sequence[Request]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker at a glance. ``devices`` counts the allocatable ones by kind: all, free, held, fenced."""
+    """The broker at a glance. ``devices`` counts the allocatable ones by kind.
+
+    ``all`` are ``free``, ``held``, ``fenced``, ``unfit`` (a condition keeps them back), or ``tied``: well, but
+    something that shares their fate is held.
+    """
 
     revision: int
     fence: int
@@ -86,7 +91,7 @@ class LocalBroker:
         self.observe = observe
         self._lock = threading.RLock()
         self._store = store
-        self._guards = runtime / "guards"
+        self._guards = runtime.absolute() / "guards"
         self.ledger = Ledger(store, clock or _AnyClock())
         state = self.ledger.state
         boot_id = boot_id if boot_id is not None else read_boot_id()
@@ -95,14 +100,14 @@ class LocalBroker:
             same_boot = state.boot_id == boot_id
             steady = SteadyClock(offset) if same_boot else SteadyClock.begin(not_before=state.latest_at)
             self.ledger.clock, offset = steady, steady.offset_seconds
-        pages = GuardPages(self._guards)
+        pages = _open_pages(self._guards)
         if state.boot_id not in ("", boot_id):
             for lease in state.leases.values():  # their pages tell the time of another boot
                 for device in lease.devices:
                     pages.revoke(device.id, lease.fence)
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
         self.agent = Agent(self.ledger, drivers, pages, deadline_seconds)
-        self.agent.expire()
+        self._names: tuple[int, frozenset[str]] = (-1, frozenset())
         self.agent.reconcile()
         if observe is not None:
             self.refresh()
@@ -121,8 +126,22 @@ class LocalBroker:
         seen = self.observe()
         sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
         with self._lock:
-            self.ledger.execute(c.Observe(devices=sight.devices, complete=True, silent=sight.silent))
+            devices = tuple(self._readable(sight.devices))
+            self.ledger.execute(c.Observe(devices=devices, complete=True, silent=sight.silent))
             self.agent.free_fenced()
+
+    def _readable(self, devices: Iterable[Device]) -> Iterator[Device]:
+        """Yield the devices as the journal would give them back; leave out those that it could not read again."""
+        known = self.state.devices
+        for device in devices:
+            before = known.get(device.id) if isinstance(device, Device) else None
+            if before is not None and before == device:
+                yield before
+                continue
+            try:
+                yield checked(device, Device)
+            except (msgspec.MsgspecError, TypeError, ValueError) as error:
+                _LOG.warning("%s is left out: its driver describes it wrongly: %s", getattr(device, "id", "?"), error)
 
     def claim(
         self,
@@ -158,10 +177,12 @@ class LocalBroker:
         trouble: Trouble | None = None
         for _ in range(2):  # a second chance on other devices, should these not let themselves be prepared
             self._sample_candidates(claim)
-            before = set(self.ledger.state.leases) & {claim.id}
+            fresh = claim.id not in self.ledger.state.leases
             answer = self.ledger.execute(c.ClaimDevices(claim=claim))
             lease = self._granted(claim, answer, trouble)
-            prepared = self.agent.prepare(lease, fresh=lease.id not in before)
+            if lease.state is LeaseState.PREPARED:
+                return lease  # asked again: it is in use, and whatever became of its devices is its holder's to see
+            prepared = self.agent.prepare(lease, fresh=fresh)
             if isinstance(prepared, Lease):
                 return prepared
             trouble = prepared
@@ -208,6 +229,36 @@ class LocalBroker:
                     hint="ask for fewer requests or constraints at once",
                 )
         raise AssertionError(answer)
+
+    def repair(
+        self,
+        device: str,
+        *,
+        scrub: bool = False,
+        by_operator: str | None = None,
+        deadline_seconds: float = RESET_SECONDS,
+    ) -> Repair:
+        """Repair a device that nobody holds, by id, name or alias: reset it, look at it, clear its latched evidence.
+
+        ``scrub`` erases it, too. ``by_operator`` says what a person did about it: that is recorded, and nothing is
+        reset. See :func:`hal.agent.repair.repair` for what it raises.
+        """
+        if by_operator is not None and not by_operator.strip():
+            raise UsageError("an operator's word says what was done", device=device, during="repair", hint="a reason")
+        with self._lock:
+            self.agent.expire()
+            found = Inventory(self.state.devices.values()).find(device)
+            steps = repair(self.agent, found, scrub=scrub, by_operator=by_operator, seconds=deadline_seconds)
+            self.refresh()
+            now = self.state.devices.get(found.id)
+            left = {(condition.type, condition.code) for condition in now.conditions} if now is not None else set()
+            return Repair(
+                device=found.id,
+                name=found.name,
+                steps=steps,
+                cleared=tuple(gone for gone in found.conditions if (gone.type, gone.code) not in left),
+                unfit=None if now is None else why_unfit(now, ancestors(now, self.state.devices)),
+            )
 
     def renew(self, lease_id: str, ttl_seconds: float | None = None, tenant: str | None = None) -> Lease:
         """Let a lease last for another time to live; raises ``LeaseEnded`` if it is too late."""
@@ -261,10 +312,14 @@ class LocalBroker:
             counts: dict[str, dict[str, int]] = {}
             for node in state.nodes:
                 for position, device in enumerate(node.devices):
-                    row = counts.setdefault(device.kind.value, {"all": 0, "free": 0, "held": 0, "fenced": 0})
+                    row = counts.setdefault(device.kind.value, dict.fromkeys(_COUNTS, 0))
                     row["all"] += 1
-                    row["free"] += node.free >> position & 1
-                    row["fenced" if device.id in state.fenced else "held"] += node.held >> position & 1
+                    if node.held >> position & 1:
+                        row["fenced" if device.id in state.fenced else "held"] += 1
+                    elif node.free >> position & 1:
+                        row["free"] += 1
+                    else:
+                        row["tied" if node.fit >> position & 1 else "unfit"] += 1
             return Status(
                 revision=state.revision,
                 fence=state.fence,
@@ -286,9 +341,10 @@ class LocalBroker:
         """Refuse a selector that speaks of an attribute which no device here has."""
         texts = {request.where for request in claim.requests if request.where}
         if texts:
-            known: set[str] = set()
-            for device in self.state.devices.values():
-                known.update(device.attributes, device.capacity)
+            if self._names[0] != self.state.sights:
+                names = (name for d in self.state.devices.values() for name in (*d.attributes, *d.capacity))
+                self._names = (self.state.sights, frozenset(names))
+            known = self._names[1]
             for text in texts:
                 compile_selector(text, known)
 
@@ -311,33 +367,13 @@ def _lease_of(answer: c.Answer) -> Lease:
     return answer.lease
 
 
-def make_claim(
-    asked: Asked,
-    *,
-    count: int = 1,
-    where: str = "",
-    same: Locality | str | None = None,
-    ttl_seconds: float = 60.0,
-    tenant: str = "default",
-    id: str | None = None,
-) -> Claim:
-    """Return a claim from its short form; a whole claim is returned as it is."""
-    if isinstance(asked, Claim):
-        return asked
-    if isinstance(asked, str):
-        requests: tuple[Request, ...] = (Request(kind=_one_of(Kind, asked, "kind"), count=count, where=where),)
-    else:
-        requests = (asked,) if isinstance(asked, Request) else tuple(asked)
-        if count != 1 or where:
-            raise ClaimError("count and where belong to the requests", hint="Request(kind=…, count=…, where=…)")
-    constraints = () if same is None else (Constraint(same=_one_of(Locality, same, "same")),)
-    return Claim(
-        id=id if id is not None else f"lease-{secrets.token_hex(6)}",
-        requests=requests,
-        constraints=constraints,
-        tenant=tenant,
-        ttl_seconds=ttl_seconds,
-    )
+def _open_pages(folder: Path) -> GuardPages:
+    try:
+        return GuardPages(folder)
+    except OSError as error:
+        raise BrokerError(
+            f"the runtime folder cannot be used: {error}", during="open", hint="--state FOLDER names another"
+        ) from error
 
 
 def _one_of(kind: Any, text: str, what: str) -> Any:
@@ -345,39 +381,3 @@ def _one_of(kind: Any, text: str, what: str) -> Any:
         return kind(text)
     except ValueError:
         raise ClaimError(f"{what} is {text!r}", during="claim", hint="one of " + ", ".join(kind)) from None
-
-
-def open_broker(
-    environ: Mapping[str, str] | None = None,
-    state: Path | None = None,
-    *,
-    deadline_seconds: float = 5.0,
-) -> LocalBroker:
-    """Open the broker of this machine: survey it, open its journal, agree with what was prepared.
-
-    Raises :class:`hal.broker.sqlite.JournalBusy` if another process holds the journal until the deadline.
-    """
-    from hal.agent.survey import Survey, survey
-    from hal.broker.sqlite import SqliteStore
-
-    def look() -> Survey:
-        return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds))
-
-    where = folders(environ, state)
-    first = look()
-    store = SqliteStore(where.state, Deadline.after(deadline_seconds))
-    try:
-        drivers: dict[str, Driver] = dict(first.drivers)
-        waiting = [first]
-
-        def observe() -> Sight:
-            found = waiting.pop() if waiting else look()
-            for name, driver in found.drivers.items():
-                drivers.setdefault(name, driver)
-            silent = {report.driver for report in found.reports if any(problem.fatal for problem in report.problems)}
-            return Sight(devices=found.inventory.devices, silent=frozenset(silent))
-
-        return LocalBroker(drivers, store, where.runtime, observe=observe)
-    except BaseException:
-        store.close()
-        raise

@@ -6,6 +6,7 @@ import msgspec
 
 from hal.model.claim import Claim
 from hal.model.device import Device
+from hal.model.health import Condition
 from hal.model.lease import Lease
 
 
@@ -45,7 +46,7 @@ class MarkPrepared(Command, frozen=True, gc=False):
 
 
 class Renew(Command, frozen=True, gc=False):
-    """The holder lives; ``ttl_seconds`` changes how long, None keeps it."""
+    """The holder lives; ``ttl_seconds`` changes how long from now on, None keeps it."""
 
     lease: str
     ttl_seconds: float | None = None
@@ -86,11 +87,24 @@ class ProveFreed(Command, frozen=True, gc=False):
     proof: str = "unprepared by the agent"
 
 
+class RepairDevice(Command, frozen=True, gc=False):
+    """A device was repaired as ``how`` says, and looks like ``conditions`` now: its latched evidence is cleared.
+
+    Refused while it is held, or something that shares its fate.
+    """
+
+    device: str
+    how: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+
 class Expire(Command, frozen=True, gc=False):
     """Look at the clock: leases that have expired become suspect, conditions that have expired go."""
 
 
-AnyCommand = Begin | Observe | ClaimDevices | MarkPrepared | Renew | Release | ProveReleased | ProveFreed | Expire
+AnyCommand = (
+    Begin | Observe | ClaimDevices | MarkPrepared | Renew | Release | ProveReleased | ProveFreed | RepairDevice | Expire
+)
 
 
 class Granted(msgspec.Struct, frozen=True, gc=False):

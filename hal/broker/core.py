@@ -25,12 +25,12 @@ from hal.broker import record as r
 from hal.broker.allocator import Place, View, allocate
 from hal.broker.explain import refusal_text
 from hal.broker.matching import BUDGET
-from hal.broker.places import selector_of
-from hal.broker.state import State
-from hal.errors import ClaimError, LeaseEnded, LeaseNotFound, StaleFence
-from hal.model.claim import Claim, check_claim, check_holder
+from hal.broker.places import ancestors, selector_of
+from hal.broker.state import State, has_expired
+from hal.errors import ClaimError, DeviceBusy, DeviceNotFound, LeaseEnded, LeaseNotFound, StaleFence
+from hal.model.claim import Claim, check_claim, check_holder, check_ttl
 from hal.model.device import Device
-from hal.model.health import Presence
+from hal.model.health import Action, Condition, Presence, Status
 from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice, Lease, LeaseState
 
@@ -39,6 +39,7 @@ AGENT = "hal-agent"
 FENCES_A_SECOND = 1_000_000
 
 Decision = tuple[Sequence[r.AnyRecord], c.Answer]
+_REBOOT_MENDS = (Action.RESTART_APP, Action.RESET, Action.DRAIN_RESET, Action.REBOOT)
 _LIVE = (LeaseState.BOUND, LeaseState.PREPARED)
 _ENDING = (LeaseState.SUSPECT, LeaseState.RELEASING)
 
@@ -70,35 +71,72 @@ def _begin(state: State, command: c.Begin, now: float) -> Decision:
     for device_id, fenced in state.fenced.items():
         if fenced.device.kind is not Kind.DPU:
             records.append(r.DeviceFreed(at=now, device=device_id, proof=proof))
+    for device in state.devices.values():
+        if any(condition.latched for condition in device.conditions) and not _boots_by_itself(device, state):
+            records.append(r.DeviceSeen(at=now, device=_rebooted(device)))
     return records, c.Done()
+
+
+def _boots_by_itself(device: Device, state: State) -> bool:
+    family = (device, *ancestors(device, state.devices))
+    return any(isinstance(member, Device) and member.kind is Kind.DPU for member in family)
+
+
+def _rebooted(device: Device) -> Device:
+    """A reboot is the repair that some evidence asks for: the next look, and no memory, says whether it passed."""
+    conditions = tuple(
+        msgspec.structs.replace(condition, latched=False) if condition.action in _REBOOT_MENDS else condition
+        for condition in device.conditions
+    )
+    return msgspec.structs.replace(device, conditions=conditions)
 
 
 def _observe(state: State, command: c.Observe, now: float) -> Decision:
     records: list[r.AnyRecord] = []
+    here: set[str] = set()
     for device in command.devices:
+        if device.id in here:
+            continue  # two findings of one identity: the first stands, or each look would undo the other
+        here.add(device.id)
         before = state.devices.get(device.id)
         if before is not None and (before == device or _settled(before) == _settled(device)):
             continue
-        kept = tuple(
-            condition
-            for condition in (before.conditions if before is not None else ())
-            if condition.source == AGENT and condition.expires_at is not None and condition.expires_at > now
-        )
-        kept = tuple(condition for condition in kept if condition not in device.conditions)
+        kept = _kept(before, device, now) if before is not None else ()
         fresh = msgspec.structs.replace(device, conditions=(*device.conditions, *kept)) if kept else device
         if before is None or _settled(before) != _settled(fresh):
             records.append(r.DeviceSeen(at=now, device=fresh))
     if command.complete:
-        here = {device.id for device in command.devices}
         for device_id, device in state.devices.items():
             if device_id in here or device.driver in command.silent:
                 continue
-            if device_id not in state.holders:
+            if device_id not in state.holders and not any(condition.latched for condition in device.conditions):
                 records.append(r.DeviceForgotten(at=now, device=device_id))
             elif device.presence is not Presence.MISSING:
                 lost = msgspec.structs.replace(device, presence=Presence.MISSING)
                 records.append(r.DeviceSeen(at=now, device=lost))
     return records, c.Done()
+
+
+def _kept(before: Device, device: Device, now: float) -> tuple[Condition, ...]:
+    """Return what is known of a device and does not go because a look no longer shows it.
+
+    That is what the agent saw, until it expires, and latched evidence, until a repair.
+    """
+    latched = {(condition.type, condition.code) for condition in device.conditions if _is_latched(condition)}
+    return tuple(
+        condition
+        for condition in before.conditions
+        if (
+            (condition.type, condition.code) not in latched
+            if _is_latched(condition)
+            else condition.source == AGENT and condition.expires_at is not None and condition.expires_at > now
+        )
+        and condition not in device.conditions
+    )
+
+
+def _is_latched(condition: Condition) -> bool:
+    return condition.latched and condition.status is Status.TRUE
 
 
 def _settled(device: Device) -> Device:
@@ -204,11 +242,11 @@ def _renew(state: State, command: c.Renew, now: float) -> Decision:
     if lease.state not in _LIVE or lease.expires_at <= now:
         raise _ended(lease, "renew")
     ttl = lease.ttl_seconds if command.ttl_seconds is None else command.ttl_seconds
-    if not 0 < ttl < float("inf"):
-        raise ClaimError(f"ttl_seconds is {ttl}, it must be above zero", device=lease.id, during="renew")
+    check_ttl(ttl, lease.id, "renew")
     expires_at = max(lease.expires_at, now + ttl)
-    fresh = msgspec.structs.replace(lease, expires_at=expires_at)
-    return (r.LeaseRenewed(at=now, lease=lease.id, expires_at=expires_at),), c.Done(fresh)
+    fresh = msgspec.structs.replace(lease, expires_at=expires_at, ttl_seconds=ttl)
+    changed = None if ttl == lease.ttl_seconds else ttl
+    return (r.LeaseRenewed(at=now, lease=lease.id, expires_at=expires_at, ttl_seconds=changed),), c.Done(fresh)
 
 
 def _release(state: State, command: c.Release, now: float) -> Decision:
@@ -259,11 +297,43 @@ def _prove_freed(state: State, command: c.ProveFreed, now: float) -> Decision:
     return (r.DeviceFreed(at=now, device=command.device, proof=command.proof),), c.Done()
 
 
+def _repair(state: State, command: c.RepairDevice, now: float) -> Decision:
+    device = state.devices.get(command.device)
+    if device is None:
+        raise DeviceNotFound("no such device", device=command.device, during="repair", hint="hal-probe list")
+    for held, lease_id in state.holders.items():
+        if held not in state.fenced and _share_fate(held, device.id, state):
+            what = "it" if held == device.id else state.devices[held].name if held in state.devices else held
+            raise DeviceBusy(
+                f"{what} is held by lease {lease_id}" + ("" if held == device.id else ", and shares its fate"),
+                device=device.id,
+                during="repair",
+                hint=f"hal release {lease_id}",
+            )
+    if not command.how:
+        return (), c.Done()
+    if device.id in state.fenced:
+        raise DeviceBusy("it is fenced", device=device.id, during="repair", hint="hal status")
+    record = r.DeviceRepaired(at=now, device=device.id, how=command.how, conditions=command.conditions)
+    return (record,), c.Done()
+
+
+def _share_fate(one: str, other: str, state: State) -> bool:
+    return one == other or one in _above(other, state) or other in _above(one, state)
+
+
+def _above(device_id: str, state: State) -> set[str]:
+    device = state.devices.get(device_id)
+    if device is None:
+        return set()
+    return {member if isinstance(member, str) else member.id for member in ancestors(device, state.devices)}
+
+
 def _expire(state: State, command: c.Expire, now: float) -> Decision:
     expired = state.expired(now)
     records: list[r.AnyRecord] = [r.LeaseSuspected(at=now, lease=lease.id) for lease in expired]
     for device in state.spoiled(now):
-        left = tuple(x for x in device.conditions if x.expires_at is None or x.expires_at > now)
+        left = tuple(condition for condition in device.conditions if not has_expired(condition, now))
         records.append(r.DeviceSeen(at=now, device=msgspec.structs.replace(device, conditions=left)))
     return records, c.Done(leases=tuple(expired))
 
@@ -277,5 +347,6 @@ _DECIDE: dict[type, Callable[[State, Any, float], Decision]] = {
     c.Release: _release,
     c.ProveReleased: _prove_released,
     c.ProveFreed: _prove_freed,
+    c.RepairDevice: _repair,
     c.Expire: _expire,
 }

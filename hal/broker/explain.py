@@ -46,12 +46,17 @@ class RequestReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Would the claim be granted now, and if not, why. ``decided`` is False if the search budget ran out."""
+    """Would the claim be granted now, and if not, why. ``decided`` is False if the search budget ran out.
+
+    ``nearest`` are claims close to this one that would be granted, as one types them: fewer devices, or without what
+    they must share.
+    """
 
     feasible: bool
     reason: str
     requests: tuple[RequestReport, ...] = ()
     devices: tuple[DeviceReason, ...] = ()
+    nearest: tuple[str, ...] = ()
     decided: bool = True
 
 
@@ -94,8 +99,42 @@ def explain(state: State, claim: Claim, most_devices: int = 1000) -> Explanation
         reason=text,
         requests=tuple(reports),
         devices=tuple(reasons),
+        nearest=() if isinstance(outcome, Place) else _nearest(state, claim, reports),
         decided=outcome is not None,
     )
+
+
+def _nearest(state: State, claim: Claim, reports: list[RequestReport]) -> tuple[str, ...]:
+    counts = [report.count for report in reports]
+    found: list[str] = []
+    for i, report in enumerate(reports):
+        if 0 < report.feasible_count < report.count:
+            found.append(_typed(claim, [*counts[:i], report.feasible_count, *counts[i + 1 :]]))
+    if claim.constraints:
+        loose = msgspec.structs.replace(claim, constraints=())
+        if isinstance(allocate(state, loose), Place):
+            found.append(f"{_typed(loose, counts)}, without what they must share")
+    return tuple(found) or _fewer(state, claim)
+
+
+def _fewer(state: State, claim: Claim) -> tuple[str, ...]:
+    """No request alone is too large: take of each in turn as many as are possible beside those before it."""
+    kept: list[Request] = []
+    for request in claim.requests:
+        names = {other.name for other in (*kept, request)}
+        constraints = tuple(found for found in claim.constraints if names.issuperset(found.requests))
+        trial = msgspec.structs.replace(claim, requests=(*kept, request), constraints=constraints)
+        count = _feasible_count(state, trial, len(kept), _free(state, request))
+        if count:
+            kept.append(msgspec.structs.replace(request, count=count))
+    whole = msgspec.structs.replace(claim, requests=tuple(kept))
+    return (_typed(whole, [request.count for request in kept]),) if kept else ()
+
+
+def _typed(claim: Claim, counts: list[int]) -> str:
+    words = [f"{request.kind.value}:{count}" for request, count in zip(claim.requests, counts, strict=True)]
+    words += [f"--same {constraint.same.value}" for constraint in claim.constraints if not constraint.requests]
+    return " ".join(words)
 
 
 def why_not(state: State, request: Request, device: Device) -> str | None:

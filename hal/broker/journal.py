@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from hal.broker.record import AnyRecord
 from hal.broker.state import Snapshot, State
+from hal.errors import JournalError
+
+_LOG = logging.getLogger(__name__)
+DAMAGED = "keep a copy of the state folder and bring back a backup; an empty folder begins anew, and knows no lease"
 
 
 @runtime_checkable
@@ -46,9 +51,27 @@ class Store(Protocol):
 
 
 def load_state(store: Store) -> State:
-    """Return the state that a journal amounts to: the newest snapshot and what came after it."""
-    snapshot = store.snapshot()
+    """Return the state that a journal amounts to: the newest snapshot and what came after it.
+
+    A snapshot that cannot be read costs time only. Raises :class:`~hal.errors.JournalError` for a journal with a hole,
+    or with a record that cannot follow the ones before it.
+    """
+    try:
+        snapshot = store.snapshot()
+    except JournalError as error:
+        _LOG.warning("the snapshot is left out, all records are read instead: %s", error)
+        snapshot = None
     state = State.restore(snapshot) if snapshot is not None else State()
-    for _, record in store.replay(state.revision):
-        state.apply(record)
+    for revision, record in store.replay(state.revision):
+        if revision != state.revision + 1:
+            raise _damaged(f"revision {revision} follows {state.revision}")
+        try:
+            state.apply(record)
+        except LookupError as error:
+            kind = record.__struct_config__.tag
+            raise _damaged(f"revision {revision} ({kind}) speaks of {error}, which is not there") from error
     return state
+
+
+def _damaged(what: str) -> JournalError:
+    return JournalError(f"the journal is damaged: {what}", during="replay", hint=DAMAGED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 from hal.broker.command import Answer, AnyCommand
@@ -13,6 +14,7 @@ from hal.broker.record import AnyRecord
 from hal.errors import JournalError
 
 SNAPSHOT_EVERY = 5_000
+EVENTS_AT_ONCE = 1_000
 
 
 class Clock(Protocol):
@@ -46,14 +48,16 @@ class Ledger:
             state = self.state
             records, answer = decide(state, command, self.clock.now())
             if records:
+                # Until the records are applied nobody knows; whatever breaks off here (Ctrl-C, too) leaves it so.
+                self._doubt = True
                 try:
                     self.store.append(records, state.revision)
                 except JournalError:
-                    self._doubt = True
-                    if not self._written(state.revision + len(records)):
+                    if not self._written(records):
                         raise
                 for record in records:
                     state.apply(record)
+                self._doubt = False
                 if state.revision - self._snapshot_at >= SNAPSHOT_EVERY:
                     self._save()
             return answer
@@ -66,14 +70,24 @@ class Ledger:
             return decide(self.state, command, self.clock.now())[1]
 
     def events(self, after: int = 0) -> Iterator[tuple[int, AnyRecord]]:
-        """Yield what was written after a revision."""
-        return self.store.replay(after)
+        """Yield what was written after a revision; nothing of a commit that is still under way."""
+        replay = iter(self.store.replay(after))
+        while True:
+            with self.lock:
+                block = list(islice(replay, EVENTS_AT_ONCE))
+            if not block:
+                return
+            yield from block
 
-    def _written(self, revision: int) -> bool:
+    def _written(self, records: Sequence[AnyRecord]) -> bool:
         """Find out what became of a commit that failed: the whole of it is there, or nothing."""
+        before = self.state.revision
         head = self.store.head()
-        self._doubt = False
-        return head == revision
+        if head == before:
+            self._doubt = False
+            return False
+        # Something is there. Only if it is the very same are we where we think we are.
+        return [record for _, record in self.store.replay(before)] == list(records)
 
     def _resolve(self) -> None:
         self.store.head()

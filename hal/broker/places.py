@@ -39,7 +39,8 @@ def _own_fault(device: Device, allocatable: bool = True) -> str | None:
         return "it is missing" if device.presence is Presence.MISSING else "it does not answer"
     for condition in device.conditions:
         if condition.blocks_new_leases:
-            return f"{condition.type} ({condition.severity.value}): {condition.evidence}"
+            latched = "; latched until hal repair" if condition.latched else ""
+            return f"{condition.type} ({condition.severity.value}): {condition.evidence}{latched}"
     return "health is unknown" if device.health is Health.UNKNOWN else None
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from hal.model.claim import Claim
 from hal.model.device import Device
 from hal.model.event import Event, EventType
+from hal.model.health import Condition
 from hal.model.lease import Lease
+
+T = TypeVar("T")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
@@ -57,10 +60,11 @@ class LeasePrepared(Record, frozen=True, gc=False, tag="lease-prepared"):
 
 
 class LeaseRenewed(Record, frozen=True, gc=False, tag="lease-renewed"):
-    """The holder lives."""
+    """The holder lives; ``ttl_seconds`` from now on, if that changed."""
 
     lease: str
     expires_at: float
+    ttl_seconds: float | None = None
 
 
 class LeaseSuspected(Record, frozen=True, gc=False, tag="lease-suspected"):
@@ -96,6 +100,14 @@ class DeviceFreed(Record, frozen=True, gc=False, tag="device-freed"):
     proof: str
 
 
+class DeviceRepaired(Record, frozen=True, gc=False, tag="device-repaired"):
+    """A repair passed: of the device's conditions only these are left."""
+
+    device: str
+    how: str
+    conditions: tuple[Condition, ...] = ()
+
+
 AnyRecord = (
     JournalBegun
     | BootSeen
@@ -108,10 +120,22 @@ AnyRecord = (
     | LeaseReleasing
     | LeaseEnded
     | DeviceFreed
+    | DeviceRepaired
 )
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyRecord)
+
+
+def checked(value: object, kind: type[T]) -> T:
+    """Return a value as the journal would give it back.
+
+    Raises ``TypeError``, ``ValueError`` or ``msgspec.MsgspecError`` for one that it could not: structs are not checked
+    when a driver makes them.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__}, not {kind.__name__}")
+    return msgspec.json.decode(_ENCODER.encode(value), type=kind)
 
 
 def encode_record(record: AnyRecord) -> bytes:
@@ -154,4 +178,6 @@ def event_of(record: AnyRecord, revision: int = 0) -> Event:
                 detail += "; still fenced: " + ", ".join(f"{name} ({why})" for name, why in record.fenced.items())
         case DeviceFreed():
             type_, subject, detail = EventType.FREED, record.device, record.proof
+        case DeviceRepaired():
+            type_, subject, detail = EventType.REPAIRED, record.device, record.how
     return Event(type=type_, subject=subject, at=record.at, revision=revision, detail=detail)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hal.broker.journal import DAMAGED
 from hal.broker.record import AnyRecord, decode_record, encode_record
 from hal.broker.state import Snapshot
 from hal.errors import JournalError
@@ -54,7 +55,7 @@ class SqliteStore:
                 f"the state folder cannot be used: {error}", during="open", hint="--state FOLDER names another"
             ) from error
         try:
-            _wait_for(self._lock, folder, deadline or Deadline.after(5))
+            self._guard("open", lambda: _wait_for(self._lock, folder, deadline or Deadline.after(5)))
             self._connection = self._guard("open", self._open)
             self._head = self._guard("open", self._read_head)
         except BaseException:
@@ -83,12 +84,14 @@ class SqliteStore:
     def _guard(self, step: str, work: Callable[[], _T]) -> _T:
         try:
             return work()
-        except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
+        except (sqlite3.Error, OSError, msgspec.DecodeError, TypeError, ValueError) as error:
+            # OperationalError is the disk, the lock or the permission; any other is what stands in the file.
+            passing = isinstance(error, sqlite3.OperationalError | OSError) and "no such table" not in str(error)
             raise JournalError(
                 f"{type(error).__name__}: {error}",
                 device=str(self.folder / FILE),
                 during=step,
-                hint="look for a full or failing disk; nothing acknowledged was lost",
+                hint="look for a full or failing disk; nothing acknowledged was lost" if passing else DAMAGED,
             ) from error
 
     @property
@@ -101,13 +104,24 @@ class SqliteStore:
         """See :class:`~hal.broker.journal.Store`; one transaction, on the disk when it returns."""
         if revision != self._head:
             raise JournalError(f"the journal is at revision {self._head}, not {revision}", during="append")
-        rows = [
-            (number, record.at, str(record.__struct_config__.tag), encode_record(record).decode())
-            for number, record in enumerate(records, revision + 1)
-        ]
+        rows = [self._row(number, record) for number, record in enumerate(records, revision + 1)]
         self._guard("append", lambda: self._write("INSERT INTO records VALUES (?, ?, ?, ?)", rows))
         self._head = revision + len(rows)
         return self._head
+
+    def _row(self, number: int, record: AnyRecord) -> tuple[object, ...]:
+        """Return a record as it is stored; one that could not be read again would make the whole journal unreadable."""
+        try:
+            body = encode_record(record)
+            decode_record(body)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            raise JournalError(
+                f"a {type(record).__name__} that could not be read again: {error}",
+                device=str(self.folder / FILE),
+                during="append",
+                hint="report it; nothing was written",
+            ) from error
+        return number, record.at, str(record.__struct_config__.tag), body.decode()
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         connection = self._sql

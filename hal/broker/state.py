@@ -12,6 +12,7 @@ from hal.broker import record as r
 from hal.broker.places import Node
 from hal.model.claim import Claim
 from hal.model.device import Device
+from hal.model.health import Condition
 from hal.model.lease import AllocatedDevice, Lease, LeaseState
 
 REMEMBERED = 10_000
@@ -59,7 +60,9 @@ class State:
         self.ended: dict[str, Lease] = {}
         self.fenced: dict[str, Fenced] = {}
         self.holders: dict[str, str] = {}
+        self.ending: dict[str, None] = {}
         self.nodes: list[Node] = []
+        self.sights = 0
         self.touched: list[int] = []
         self.forgotten_touches = 0
         self.views: dict[Any, Any] = {}
@@ -80,6 +83,7 @@ class State:
             r.LeaseReleasing: self._lease_releasing,
             r.LeaseEnded: self._lease_ended,
             r.DeviceFreed: self._device_freed,
+            r.DeviceRepaired: self._device_repaired,
         }
 
     # --- the records
@@ -99,6 +103,7 @@ class State:
         self.clock_offset_seconds = record.clock_offset_seconds
 
     def _device_seen(self, record: r.DeviceSeen) -> None:
+        self.sights += 1
         device = record.device
         before = self.devices.get(device.id)
         if before is not None and before.location.node != device.location.node:
@@ -111,6 +116,7 @@ class State:
                 heapq.heappush(self._spoiling, (condition.expires_at, device.id))
 
     def _device_forgotten(self, record: r.DeviceForgotten) -> None:
+        self.sights += 1
         device = self.devices.pop(record.device, None)
         if device is not None:
             self._leave(device)
@@ -133,18 +139,22 @@ class State:
 
     def _lease_renewed(self, record: r.LeaseRenewed) -> None:
         lease = self.leases[record.lease]
-        fresh = msgspec.structs.replace(lease, expires_at=record.expires_at)
+        ttl = lease.ttl_seconds if record.ttl_seconds is None else record.ttl_seconds
+        fresh = msgspec.structs.replace(lease, expires_at=record.expires_at, ttl_seconds=ttl)
         self.leases[lease.id] = fresh
         self._expect(fresh)
 
     def _lease_suspected(self, record: r.LeaseSuspected) -> None:
         self._change(record.lease, LeaseState.SUSPECT, "expired without being renewed")
+        self.ending[record.lease] = None
 
     def _lease_releasing(self, record: r.LeaseReleasing) -> None:
         self._change(record.lease, LeaseState.RELEASING, record.why)
+        self.ending[record.lease] = None
 
     def _lease_ended(self, record: r.LeaseEnded) -> None:
         lease = self.leases.pop(record.lease)
+        self.ending.pop(record.lease, None)
         free: Sequence[AllocatedDevice] = lease.devices
         if record.fenced:
             free = [device for device in lease.devices if device.id not in record.fenced]
@@ -177,6 +187,10 @@ class State:
         del self.holders[record.device]
         self._hold((fenced.device,), False)
 
+    def _device_repaired(self, record: r.DeviceRepaired) -> None:
+        device = self.devices[record.device]
+        self._device_seen(r.DeviceSeen(at=record.at, device=_with(device, record.conditions)))
+
     def _change(self, lease_id: str, state: LeaseState, why: str = "") -> None:
         lease = self.leases[lease_id]
         if why:
@@ -191,7 +205,8 @@ class State:
         by_name = self._by_name
         touched: dict[Node, int] = {}
         for device in devices:
-            node = by_name.get(device.node)
+            known = self.devices.get(device.id)  # a machine may have got another name since
+            node = by_name.get(known.location.node if known is not None else device.node)
             position = node.place.get(device.id) if node is not None else None
             if node is not None and position is not None:
                 touched[node] = touched.get(node, 0) | 1 << position
@@ -229,22 +244,22 @@ class State:
 
     def expired(self, now: float) -> list[Lease]:
         """Return the leases that should have been renewed by now."""
-        found: list[Lease] = []
+        found: dict[str, Lease] = {}
         for expires_at, lease_id in _due(self._expiries, now):
             lease = self.leases.get(lease_id)
             live = lease is not None and lease.state in (LeaseState.BOUND, LeaseState.PREPARED)
-            if lease is not None and live and lease.expires_at == expires_at and lease not in found:
-                found.append(lease)
-        for lease in found:
+            if lease is not None and live and lease.expires_at == expires_at:
+                found[lease_id] = lease
+        for lease in found.values():
             heapq.heappush(self._expiries, (lease.expires_at, lease.id))
-        return found
+        return list(found.values())
 
     def spoiled(self, now: float) -> list[Device]:
         """Return the devices with a condition that has expired."""
         found: dict[str, Device] = {}
         for _, device_id in _due(self._spoiling, now):
             device = self.devices.get(device_id)
-            if device and any(c.expires_at is not None and c.expires_at <= now for c in device.conditions):
+            if device and any(has_expired(condition, now) for condition in device.conditions):
                 found[device_id] = device
         for device in found.values():
             heapq.heappush(self._spoiling, (now, device.id))
@@ -284,8 +299,19 @@ class State:
         for lease in snapshot.leases:
             state.holders.update(dict.fromkeys((device.id for device in lease.devices), lease.id))
             state._expect(lease)
+            if lease.state in (LeaseState.SUSPECT, LeaseState.RELEASING):
+                state.ending[lease.id] = None
         state.holders.update({device_id: fenced.lease for device_id, fenced in state.fenced.items()})
         return state
+
+
+def has_expired(condition: Condition, now: float) -> bool:
+    """Return whether time alone has cleared a condition; it never does with a latched one."""
+    return condition.expires_at is not None and condition.expires_at <= now and not condition.latched
+
+
+def _with(device: Device, conditions: tuple[Condition, ...]) -> Device:
+    return msgspec.structs.replace(device, conditions=conditions)
 
 
 def _due(heap: list[tuple[float, str]], now: float) -> list[tuple[float, str]]:

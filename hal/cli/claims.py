@@ -13,23 +13,29 @@ from hal.errors import ClaimError
 from hal.model.claim import Claim, Constraint, Locality, Request
 from hal.model.kind import Kind
 
+LONGEST_NUMBER = 18
+
 
 def claim_of(options: argparse.Namespace) -> Claim:
     """Return the claim that the options amount to; options win over what a file says about the holder."""
     fields: dict[str, Any] = {"tenant": options.tenant, "id": options.id, "ttl_seconds": options.ttl}
     if options.file is not None:
         if options.what or options.count is not None or options.where or options.same:
-            raise ClaimError("--file already says what is asked", hint="leave out KIND, --count, --where and --same")
+            raise ClaimError(
+                "--file already says what is asked", during="claim", hint="leave out KIND, --count, --where and --same"
+            )
         claim = read_claim(options.file)
         return msgspec.structs.replace(claim, **{name: value for name, value in fields.items() if value is not None})
     if not options.what:
-        raise ClaimError("nothing is asked", hint="hal claim gpu")
+        raise ClaimError("nothing is asked", during="claim", hint="hal claim gpu")
     if len(options.what) > 1 and (options.count is not None or options.where):
-        raise ClaimError("--count and --where speak of one kind", hint="hal claim gpu:4 rnic:4, or --file")
+        raise ClaimError(
+            "--count and --where speak of one kind", during="claim", hint="hal claim gpu:4 rnic:4, or --file"
+        )
     requests = tuple(_request(word, options) for word in options.what)
     constraints = () if options.same is None else (Constraint(same=_choice(Locality, options.same, "--same")),)
     return Claim(
-        id=options.id if options.id is not None else f"lease-{secrets.token_hex(4)}",
+        id=options.id if options.id is not None else f"lease-{secrets.token_hex(6)}",
         requests=requests,
         constraints=constraints,
         tenant=options.tenant or "default",
@@ -40,9 +46,9 @@ def claim_of(options: argparse.Namespace) -> Claim:
 def _request(word: str, options: argparse.Namespace) -> Request:
     kind, colon, number = word.partition(":")
     if colon and options.count is not None:
-        raise ClaimError(f"{word} and --count both say how many")
-    if colon and not number.isdecimal():
-        raise ClaimError(f"{word}: {number!r} is not a number", hint=f"{kind}:2")
+        raise ClaimError(f"{word} and --count both say how many", during="claim", hint="leave out one of them")
+    if colon and not (number.isascii() and number.isdecimal() and len(number) <= LONGEST_NUMBER):
+        raise ClaimError(f"{word[:80]}: {number[:40]!r} is not a number of devices", during="claim", hint=f"{kind}:2")
     count = int(number) if colon else 1 if options.count is None else options.count
     return Request(kind=_choice(Kind, kind, "the kind"), count=count, where=options.where)
 
@@ -51,7 +57,7 @@ def _choice(kind: Any, text: str, what: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ClaimError(f"{what} is {text!r}", hint="one of " + ", ".join(kind)) from None
+        raise ClaimError(f"{what} is {text!r}", during="claim", hint="one of " + ", ".join(kind)) from None
 
 
 def read_claim(path: Path) -> Claim:
@@ -59,7 +65,9 @@ def read_claim(path: Path) -> Claim:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ClaimError(f"{path} cannot be read: {error.strerror}") from error
+        raise ClaimError(
+            f"{path} cannot be read: {error.strerror}", during="claim", hint="--file claim.toml"
+        ) from error
     try:
         if path.suffix == ".toml":
             import tomllib
@@ -68,9 +76,11 @@ def read_claim(path: Path) -> Claim:
         else:
             document = msgspec.json.decode(text)
         if isinstance(document, dict):
-            document.setdefault("id", f"lease-{secrets.token_hex(4)}")
+            document.setdefault("id", f"lease-{secrets.token_hex(6)}")
             if "same" in document:
-                document.setdefault("constraints", []).append({"same": document.pop("same")})
+                if "constraints" in document:
+                    raise ValueError("same and constraints both say what is shared; leave out one of them")
+                document["constraints"] = [{"same": document.pop("same")}]
         return msgspec.convert(document, Claim)
-    except (ValueError, msgspec.MsgspecError) as error:
-        raise ClaimError(f"{path}: {error}", hint='requests = [{kind = "gpu", count = 2}]') from error
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ClaimError(f"{path}: {error}", during="claim", hint='requests = [{kind = "gpu", count = 2}]') from error

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hal.api.local import LocalBroker, open_broker
+from hal.api.local import LocalBroker
+from hal.api.opening import open_broker
+from hal.cli.abilities import abilities
 from hal.cli.claims import claim_of
+from hal.drivers.guarded import describe
 from hal.errors import HalError
 from hal.model.lease import Lease
 
@@ -20,11 +23,11 @@ if TYPE_CHECKING:
     from hal.api.held import HeldLease
 
 
-def _broker(options: argparse.Namespace) -> LocalBroker:
+def open_local(options: argparse.Namespace) -> LocalBroker:
     return open_broker(state=options.state, deadline_seconds=options.wait)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
@@ -39,13 +42,19 @@ def _print_lease(lease: Lease, now: float) -> None:
         print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}")
 
 
+def quoted(value: str) -> str:
+    """Return a value for sh, bash and zsh alike: zsh takes ``=word`` and ``~`` for names to look up."""
+    plain = value.isascii() and all(letter.isalnum() or letter in "_,./:@+-" for letter in value)
+    return value if value and plain else "'" + value.replace("'", "'\\''") + "'"
+
+
 def do_claim(options: argparse.Namespace) -> int:
     """``hal claim``."""
     wanted = claim_of(options)
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         held = broker.claim(wanted)
         if options.json:
-            _print_json({"lease": held.lease, "ticket": held.ticket(), "environment": held.env()})
+            print_json({"lease": held.lease, "ticket": held.ticket(), "environment": held.env()})
         else:
             _print_lease(held.lease, broker.ledger.clock.now())
             print(
@@ -56,44 +65,47 @@ def do_claim(options: argparse.Namespace) -> int:
 
 def do_open(options: argparse.Namespace) -> int:
     """``hal open``: open the devices of a lease in this process and show what each can do."""
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         held = broker.get(options.lease)
     devices = [held.find(options.device)] if options.device else list(held.devices)
     rows = [_look(held, device.id) for device in devices]
     if options.json:
-        _print_json({"lease": held.id, "devices": rows})
+        print_json({"lease": held.id, "devices": rows})
     else:
         for row in rows:
             print(f"{row['name']}  {row['id']}  {'open' if row['error'] is None else 'failed: ' + row['error']}")
-            print(f"  can: {', '.join(row['verbs'])}") if row["verbs"] else None
+            for group, names in row["can"].items():
+                print(f"  {group:<18} {', '.join(names)}")
             for name, value in row["telemetry"].items():
                 print(f"  {name:<36} {value}")
     return 0 if all(row["error"] is None for row in rows) else 1
 
 
 def _look(held: HeldLease, device_id: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": device_id, "name": held.find(device_id).name, "verbs": [], "telemetry": {}}
+    row: dict[str, Any] = {"id": device_id, "name": held.find(device_id).name, "can": {}, "telemetry": {}}
     row["error"] = None
     try:
         with held.open(device_id) as handle:
-            row["verbs"] = [name for name in sorted(dir(type(handle))) if not name.startswith("_")]
+            row["can"] = abilities(handle, held.find(device_id).kind)
             for name, fact in handle.telemetry().items():
                 row["telemetry"][name] = fact.value if fact.known else f"({fact.absent})"
     except HalError as error:
         row["error"] = str(error)
+    except Exception as error:  # a guard: a driver's code
+        row["error"] = f"{held.find(device_id).driver}: {describe(error)} (try: report it to the plugin)"
     return row
 
 
 def do_env(options: argparse.Namespace) -> int:
     """``hal env``: print the lease's environment for a POSIX shell."""
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         held = broker.get(options.lease)
         variables = held.env(_exporters())
     if options.json:
-        _print_json(variables)
+        print_json(variables)
     else:
         for name, value in variables.items():
-            print(f"export {name}={shlex.quote(value)}")
+            print(f"export {name}={quoted(value)}")
     return 0
 
 
@@ -118,11 +130,11 @@ def do_release(options: argparse.Namespace) -> int:
 
 
 def _with_lease(options: argparse.Namespace, work: Callable[[LocalBroker], Lease]) -> int:
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         lease = work(broker)
         fenced = {name: held.why for name, held in broker.state.fenced.items() if held.lease == lease.id}
         if options.json:
-            _print_json({"lease": lease, "fenced": fenced})
+            print_json({"lease": lease, "fenced": fenced})
             return 0
         if lease.why_ended:
             print(f"lease {lease.id}  {lease.state.value}: {lease.why_ended}")
@@ -135,10 +147,10 @@ def _with_lease(options: argparse.Namespace, work: Callable[[LocalBroker], Lease
 
 def do_list(options: argparse.Namespace) -> int:
     """``hal list``."""
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         leases = broker.list(options.tenant)
         if options.json:
-            _print_json({"leases": leases})
+            print_json({"leases": leases})
             return 0
         for lease in leases:
             _print_lease(lease, broker.ledger.clock.now())
@@ -147,44 +159,9 @@ def do_list(options: argparse.Namespace) -> int:
     return 0
 
 
-def do_status(options: argparse.Namespace) -> int:
-    """``hal status``."""
-    with _broker(options) as broker:
-        found = broker.status()
-    if options.json:
-        _print_json(found)
-        return 0
-    print(f"{found.leases} leases, journal at revision {found.revision}")
-    for kind, row in sorted(found.devices.items()):
-        sick = row["all"] - row["free"] - row["held"] - row["fenced"]
-        print(f"  {kind:<8} {row['all']:>5}   free {row['free']}, held {row['held']}, ", end="")
-        print(f"fenced {row['fenced']}, not fit {sick}")
-    for fenced in found.fenced:
-        print(f"  {fenced.device.node}/{fenced.device.name} is fenced since lease {fenced.lease}: {fenced.why}")
-    return 0
-
-
-def do_explain(options: argparse.Namespace) -> int:
-    """``hal explain``: would this claim be granted, and if not, why not; exit code 1 for no."""
-    wanted = claim_of(options)
-    with _broker(options) as broker:
-        told = broker.explain(wanted)
-    if options.json:
-        _print_json(told)
-        return 0 if told.feasible else 1
-    print(told.reason)
-    for row in told.requests:
-        mark = "  <- blocks" if row.blocks else ""
-        print(f"  {row.request}: asked {row.count}, fit {row.matching}, free {row.free}, ", end="")
-        print(f"at most {row.feasible_count} now{mark}")
-    for reason in told.devices if not told.feasible else ():
-        print(f"  {reason.node}/{reason.name}: {reason.reason}")
-    return 0 if told.feasible else 1
-
-
 def do_events(options: argparse.Namespace) -> int:
     """``hal events``."""
-    with _broker(options) as broker:
+    with open_local(options) as broker:
         for event in broker.events(options.since):
             if options.json:
                 sys.stdout.write(msgspec.json.encode(event).decode() + "\n")

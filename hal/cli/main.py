@@ -7,6 +7,7 @@ A word that is no command of ours is looked for on PATH as ``hal-WORD``.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ VERBS = {
     "release": "give the devices of a lease back",
     "list": "list the leases",
     "status": "count devices and leases",
+    "repair": "reset a device that broke, and hand it out again if it is well",
     "explain": "say why a claim would be refused",
     "events": "print what happened",
 }
@@ -40,11 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and not words[0].startswith("-") and words[0] not in VERBS:
         return _other_program(words)
     options = _parser().parse_args(words)
-    from hal.cli import leases
-
-    verb: Callable[[argparse.Namespace], int] = getattr(leases, f"do_{options.verb}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is shown escaped
     try:
-        return verb(options)
+        code = _run(options)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; nothing is left to say
         return DONE
@@ -52,12 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except HalError as error:
         return _report(error, options.json)
-    except Exception:  # a guard: whatever it is, a script must be able to tell it from "refused"
-        import traceback
+    except Exception as error:  # a guard: whatever it is, a script must be able to tell it from "refused"
+        return _report_mistake(error, options)
 
-        traceback.print_exc()
-        print("hal: this is a mistake of ours; please report it with the lines above", file=sys.stderr)
-        return INTERNAL
+
+def _run(options: argparse.Namespace) -> int:
+    if options.verb in ("explain", "repair", "status"):
+        from hal.cli import insight as module
+    else:
+        from hal.cli import leases as module  # type: ignore[no-redef]
+    verb: Callable[[argparse.Namespace], int] = getattr(module, f"do_{options.verb}")
+    return verb(options)
+
+
+def _report_mistake(error: Exception, options: argparse.Namespace) -> int:
+    import traceback
+
+    if options.traceback:
+        traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    print(f"hal: {options.verb}: {type(error).__name__}: {text} ({place.filename}:{place.lineno})", file=sys.stderr)
+    print("hal: this is a mistake of ours; please report it (try: the same with --traceback)", file=sys.stderr)
+    return INTERNAL
 
 
 def _report(error: HalError, as_json: bool) -> int:
@@ -88,16 +109,21 @@ def _other_program(words: list[str]) -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"hal: there is no command {words[0]!r}{hint} (hal --help lists them)", file=sys.stderr)
         return USAGE
-    os.execv(program, [program, *words[1:]])
+    try:
+        os.execv(program, [program, *words[1:]])
+    except (OSError, ValueError) as error:
+        print(f"hal: {program} cannot be run: {error} (try: chmod +x, and a first line with #!)", file=sys.stderr)
+        return USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
-    common.add_argument("--state", type=Path, metavar="DIR", help="keep the journal in this folder")
+    common.add_argument("--state", type=_folder, metavar="DIR", help="keep the journal in this folder")
     common.add_argument(
-        "--wait", type=float, default=5.0, metavar="SECONDS", help="how long to wait for another process's turn (5)"
+        "--wait", type=_seconds, default=5.0, metavar="SECONDS", help="how long to wait for another process's turn (5)"
     )
+    common.add_argument("--traceback", action="store_true", help="if hal itself fails, say where")
     parser = _Parser(prog="hal", description="Claim the devices of this machine, use them, give them back.")
     commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
     verbs = {name: commands.add_parser(name, help=text, parents=[common]) for name, text in VERBS.items()}
@@ -109,8 +135,39 @@ def _parser() -> argparse.ArgumentParser:
     verbs["renew"].add_argument("--ttl", type=float, metavar="SECONDS", help="a different time to live from now on")
     for name in ("list", "release", "renew"):
         verbs[name].add_argument("--tenant", help="only leases of this tenant")
-    verbs["events"].add_argument("--since", type=int, default=0, metavar="REVISION", help="what came after (0: all)")
+    _add_repair(verbs["repair"])
+    verbs["events"].add_argument(
+        "--since", type=_revision, default=0, metavar="REVISION", help="what came after (0: all)"
+    )
     return parser
+
+
+def _add_repair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", help="its id, name or alias")
+    parser.add_argument("--scrub", action="store_true", help="erase it, too: everything on it is lost")
+    parser.add_argument("--by-operator", metavar="REASON", help="what you did about it; recorded, and nothing is reset")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="how long a reset may take (120)"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds between 0 and 86400")
+    return seconds
+
+
+def _revision(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a revision, which is 0 or more")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the folder has no name")
+    return Path(text)
 
 
 def _add_claim(parser: argparse.ArgumentParser) -> None:

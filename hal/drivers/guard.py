@@ -13,13 +13,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from hal.errors import LeaseEnded
+from hal.errors import AccessDenied, LeaseEnded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE_BYTES = 16
 FOREVER_NS = (1 << 63) - 1
+LONGEST_NAME = 200
 
 
 class Guard(Protocol):
@@ -72,10 +73,19 @@ class PageGuard:
         self._ahead_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise self._ended("the device is not prepared for anybody") from None
+        except OSError as error:
+            raise AccessDenied(
+                f"the guard page of lease {lease} cannot be read: {error.strerror}",
+                device=device,
+                during="open",
+                hint="open the device as the user whose broker granted the lease",
+            ) from error
         try:
             self._map = mmap.mmap(descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
+        except (ValueError, OSError):  # shorter than a page: cut off, or not yet written
+            raise self._ended("its guard page is empty") from None
         finally:
             os.close(descriptor)
         self._words = memoryview(self._map).cast("Q")
@@ -98,6 +108,24 @@ class PageGuard:
         )
 
 
+def page_path(folder: Path, device_id: str) -> Path:
+    """Return a device's page; two ids never share one. What is no plain character is escaped, what is long hashed."""
+    plain = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else _escaped(letter)
+        for letter in device_id
+    )
+    if len(plain) > LONGEST_NAME:
+        import hashlib
+
+        digest = hashlib.sha256(device_id.encode("utf-8", "surrogatepass")).hexdigest()
+        plain = f"{plain[: LONGEST_NAME - 80]}%~{digest}"
+    return folder / (plain + ".page")
+
+
+def _escaped(letter: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogatepass"))
+
+
 class GuardPages:
     """The writer's side: one file a device, replaced never, written in place so that maps stay valid."""
 
@@ -107,7 +135,7 @@ class GuardPages:
 
     def path(self, device_id: str) -> Path:
         """Return the device's page."""
-        return self.folder / (device_id.replace("/", "_").replace(":", "_") + ".page")
+        return page_path(self.folder, device_id)
 
     def grant(self, device_id: str, fence: int, expires_boottime_ns: int = FOREVER_NS) -> None:
         """Let holders with this fence use the device until then."""

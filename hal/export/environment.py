@@ -78,9 +78,20 @@ def environment(
         found["HAL_FENCE"] = str(lease.fence)
     for exporter in exporters:
         try:
-            found.update({str(name): str(value) for name, value in exporter.environment(devices).items()})
+            found.update(_variables(exporter.environment(devices)))
         except Exception as error:  # a guard: a plugin's code, and one that fails must not cost the others
             _LOG.warning("exporter %s failed: %s: %s", exporter.name, type(error).__name__, error)
+    return found
+
+
+def _variables(exported: Mapping[str, str]) -> dict[str, str]:
+    """Return what an exporter gave, as text; raises for what no environment can hold, or would run in a shell."""
+    found = {str(name): str(value) for name, value in exported.items()}
+    for name, value in found.items():
+        if not (name.isascii() and name.isidentifier()):
+            raise ValueError(f"{name!r} is no name of a variable")
+        if "\0" in value:
+            raise ValueError(f"the value of {name} has a NUL in it")
     return found
 
 

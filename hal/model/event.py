@@ -24,6 +24,7 @@ class EventType(StrEnum):
     LOST = "lost"
     FENCED = "fenced"
     FREED = "freed"
+    REPAIRED = "repaired"
     BOOTED = "booted"
 
 

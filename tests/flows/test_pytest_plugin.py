@@ -18,7 +18,10 @@ def test_a_machine_a_broker_and_a_fault(hal_machine, hal_broker, hal_fault):
     with pytest.raises(ClaimRefused):
         hal_broker.claim("gpu", where=f"id == '{lease.devices[0].id}'")
     hal_fault.heal()
-    hal_broker.refresh()
+    with pytest.raises(ClaimRefused, match="latched"):
+        hal_broker.claim("gpu", where=f"id == '{lease.devices[0].id}'")
+    assert hal_broker.repair(lease.devices[0].id).unfit is None
+    assert hal_broker.claim("gpu", where=f"id == '{lease.devices[0].id}'").devices
 
 
 def test_time_is_virtual_so_a_lease_can_expire_at_once(hal_machine, hal_broker):

@@ -12,10 +12,10 @@ from typing import Self
 
 import msgspec
 
-from hal.api.local import LocalBroker, open_broker
-from hal.drivers.contract import Resets
+from hal.agent.repair import Repair
+from hal.api.local import LocalBroker
+from hal.api.opening import open_broker
 from hal.errors import ClaimRefused, HalError
-from hal.interfaces.deadline import Deadline
 from hal.model.kind import Kind
 from hal_mocks.faults import FaultType
 from hal_mocks.machine import Machine, open_machine
@@ -24,7 +24,11 @@ PROFILE = "rack"
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done with one kind: how it is claimed, how it is broken, whether mending it takes a reset."""
+    """What is done with one kind: how it is claimed, how it is broken, what takes the cause away.
+
+    ``cause`` is what a person does before the repair; empty if the driver's reset mends it alone. ``vouched``: the
+    driver has no reset, so that person's word is the repair.
+    """
 
     kind: Kind
     where: str
@@ -32,18 +36,34 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, int] = {}
     count: int = 1
     same: str | None = None
-    reset: bool = False
+    cause: str = ""
+    vouched: bool = False
 
 
 SCENES = (
-    Scene(kind=Kind.GPU, where="memory_bytes > 70*GB", fault=FaultType.XID, details={"code": 79}),
-    Scene(kind=Kind.RNIC, where="link_layer == 'InfiniBand'", count=2, same="numa", fault=FaultType.LINK_DOWN),
+    Scene(
+        kind=Kind.GPU,
+        where="memory_bytes > 70*GB",
+        fault=FaultType.XID,
+        details={"code": 79},
+        cause="the machine was rebooted",
+    ),
+    Scene(
+        kind=Kind.RNIC,
+        where="link_layer == 'InfiniBand'",
+        count=2,
+        same="numa",
+        fault=FaultType.LINK_DOWN,
+        cause="the cable was plugged in again",
+    ),
     Scene(kind=Kind.DPU, where="mode == 'dpu'", fault=FaultType.FW_FATAL),
     Scene(
         kind=Kind.PMEM,
         where="media == 'optane' and numa == 0",
         fault=FaultType.BAD_BLOCK,
         details={"offset": 0, "length": 4096},
+        cause="the bad block was cleared",
+        vouched=True,
     ),
     Scene(kind=Kind.UPMEM, where="dpus == 64", fault=FaultType.LOST),
 )
@@ -81,12 +101,13 @@ class Worker:
 def main() -> int:
     """Run the demonstration; 0 if everything went as it must."""
     with tempfile.TemporaryDirectory(prefix="hal-demo-") as folder:
-        os.environ["HAL_MACHINE"] = f"{PROFILE}?state={folder}/machine"
+        os.environ["HAL_MACHINE"] = f"{PROFILE}?state={folder}/machine&clock=virtual"
         machine = open_machine()
         if machine is None:
             raise HalError("no mock machine", during="demo")
         hosts = len(machine.graph.hosts)
         say(f"A mock rack of {hosts} machines (HAL_MACHINE={PROFILE}). What it says of speed would be simulated.")
+        say("Its time is virtual: a card that takes half a minute to boot is back at once.")
         with open_broker(state=Path(folder, "broker"), deadline_seconds=30) as broker:
             counts = broker.status().devices
             say("discover  " + ", ".join(f"{row['all']} {kind}" for kind, row in counts.items()))
@@ -121,12 +142,15 @@ def play(scene: Scene, broker: LocalBroker, machine: Machine) -> bool:
     except ClaimRefused as error:
         refused = error.message
     say(f"  claim    refused: {refused}")
-    mend(scene, broker, machine, device.id)
+    done = mend(scene, broker, machine, device.id)
+    cause = [scene.cause] if scene.cause and not scene.vouched else []
+    cleared = ", ".join(dict.fromkeys(condition.type for condition in done.cleared))
+    say(f"  repair   {', then '.join([*cause, *done.steps])}; cleared: {cleared or 'nothing'}")
     with Worker() as worker:
         again = broker.claim(scene.kind, count=scene.count, where=scene.where, same=scene.same, ttl_seconds=300)
         worker.ask(again.ticket())
         reused = worker.ask("work")
-        say(f"  repair   claimed {again.devices[0].name} again, fence {again.fence}")
+        say(f"  claim    {again.devices[0].name} again, fence {again.fence}")
         say(f"  use      {reused}")
         same = again.devices[0].id == device.id and again.fence > lease.fence
         again.release()
@@ -138,13 +162,11 @@ def play(scene: Scene, broker: LocalBroker, machine: Machine) -> bool:
     )
 
 
-def mend(scene: Scene, broker: LocalBroker, machine: Machine, device_id: str) -> None:
+def mend(scene: Scene, broker: LocalBroker, machine: Machine, device_id: str) -> Repair:
     """Take the cause away, and repair what it left behind, as an operator would."""
-    machine.heal(device_id)
-    driver = broker.drivers[f"mock-{scene.kind}"]
-    if scene.reset and isinstance(driver, Resets):
-        driver.reset(device_id, deadline=Deadline.after(60)).wait(Deadline.after(60))
-    broker.refresh()
+    if scene.cause:
+        machine.heal(device_id)
+    return broker.repair(device_id, by_operator=scene.cause if scene.vouched else None)
 
 
 def say(text: str) -> None:

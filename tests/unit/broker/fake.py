@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
+from hal.api.local import LocalBroker
+from hal.broker.memory import MemoryStore
 from hal.drivers.contract import READY, Discovery
 from hal.errors import DeviceGone, DeviceNotFound, StaleFence
+from hal.interfaces.deadline import Deadline
 from hal.model.attributes import known
 from hal.model.health import Condition, Severity
 
@@ -51,8 +56,6 @@ class FakeDriver:
     def discover(self, deadline):
         found = []
         for device in self.devices.values():
-            import msgspec
-
             conditions = tuple(self.sample([device.id], deadline))
             found.append(msgspec.structs.replace(device, conditions=conditions) if conditions else device)
         return Discovery(devices=tuple(found))
@@ -115,3 +118,34 @@ class ManualClock:
 
     def now(self):
         return self.time
+
+
+class World:
+    """A machine with a fake driver, and a broker that can be stopped and started again."""
+
+    def __init__(self, folder, devices):
+        self.folder = folder
+        self.driver = FakeDriver([d for d in devices if d.allocatable], folder / "hardware")
+        self.others = [d for d in devices if not d.allocatable]
+        self.store = MemoryStore()
+        self.clock = ManualClock()
+        self.boot_id = "boot-1"
+        self.broker = self.start()
+
+    def observe(self):
+        return [*self.others, *self.driver.discover(Deadline.after(1)).devices]
+
+    def start(self, drivers=None, observe=True):
+        self.broker = LocalBroker(
+            {"fake": self.driver} if drivers is None else drivers,
+            self.store,
+            self.folder / "run",
+            observe=self.observe if observe else None,
+            clock=self.clock,
+            boot_id=self.boot_id,
+            deadline_seconds=1.0,
+        )
+        return self.broker
+
+    def prepared(self):
+        return {d for d in self.driver.devices if self.driver.holder(d)[0]}

@@ -7,7 +7,6 @@ import pytest
 
 from hal.api.held import HeldLease, open_lease
 from hal.api.local import LocalBroker
-from hal.broker.memory import MemoryStore
 from hal.broker.sqlite import SqliteStore
 from hal.errors import (
     ClaimError,
@@ -19,43 +18,11 @@ from hal.errors import (
     SelectorError,
     UsageError,
 )
-from hal.interfaces.deadline import Deadline
 from hal.model.claim import Request
 from hal.model.kind import Kind
 from hal.model.lease import LeaseState
-from tests.unit.broker.fake import FakeDriver, ManualClock
+from tests.unit.broker.fake import World
 from tests.unit.broker.world import device, server
-
-
-class World:
-    """A machine with a fake driver, and a broker that can be stopped and started again."""
-
-    def __init__(self, folder, devices):
-        self.folder = folder
-        self.driver = FakeDriver([d for d in devices if d.allocatable], folder / "hardware")
-        self.others = [d for d in devices if not d.allocatable]
-        self.store = MemoryStore()
-        self.clock = ManualClock()
-        self.boot_id = "boot-1"
-        self.broker = self.start()
-
-    def observe(self):
-        return [*self.others, *self.driver.discover(Deadline.after(1)).devices]
-
-    def start(self, drivers=None, observe=True):
-        self.broker = LocalBroker(
-            {"fake": self.driver} if drivers is None else drivers,
-            self.store,
-            self.folder / "run",
-            observe=self.observe if observe else None,
-            clock=self.clock,
-            boot_id=self.boot_id,
-            deadline_seconds=1.0,
-        )
-        return self.broker
-
-    def prepared(self):
-        return {d for d in self.driver.devices if self.driver.holder(d)[0]}
 
 
 @pytest.fixture

@@ -171,6 +171,9 @@ def test_an_unreadable_record_is_an_error_and_not_skipped(tmp_path):
 # --- full and failing disks
 
 
+LONG = f"name != '{'x' * 900}'"
+
+
 def small_journal(tmp_path):
     """A journal that may not grow: SQLite says "database or disk is full", as it does on ENOSPC."""
     store = SqliteStore(tmp_path)
@@ -188,7 +191,7 @@ def test_a_full_disk_refuses_new_claims_and_loses_nothing(tmp_path):
 
     def claim_until_it_fails():
         for number in range(100):
-            answer = ledger.execute(c.ClaimDevices(claim=claim(f"c{number}", tenant="t" * 900)))
+            answer = ledger.execute(c.ClaimDevices(claim=claim(f"c{number}", where=LONG)))
             assert isinstance(answer, c.Granted)
             granted.append(answer.lease)
 
@@ -198,7 +201,7 @@ def test_a_full_disk_refuses_new_claims_and_loses_nothing(tmp_path):
     before = ledger.state.snapshot()
     assert [lease.id for lease in before.leases] == [lease.id for lease in granted]
     with pytest.raises(JournalError):
-        ledger.execute(c.ClaimDevices(claim=claim("again", tenant="t" * 900)))
+        ledger.execute(c.ClaimDevices(claim=claim("again", where=LONG)))
     store._sql.execute("PRAGMA max_page_count=100000")
     ledger.execute(c.Release(lease=granted[0].id))
     store.close()

@@ -51,7 +51,7 @@ def condition(device_id: str, severity: Severity = Severity.FATAL, status: Statu
         type="Broken",
         severity=severity,
         status=status,
-        evidence="it broke",
+        evidence=fields.pop("evidence", "it broke"),
         source=fields.pop("source", "fake"),
         **fields,
     )

@@ -1,0 +1,60 @@
+"""Opening the broker of this machine: which drivers, which folders, which look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from hal.api.folders import folders
+from hal.api.local import LocalBroker, Sight
+from hal.drivers.contract import Driver
+from hal.drivers.guarded import describe
+from hal.interfaces.deadline import Deadline
+
+_LOG = logging.getLogger(__name__)
+
+
+def _let_go(driver: Driver) -> None:
+    """Close a driver that is not needed, under a guard."""
+    try:
+        driver.close()
+    except Exception as error:  # a guard: a plugin's code
+        _LOG.warning("driver %s could not be closed: %s", driver.name, describe(error))
+
+
+def open_broker(
+    environ: Mapping[str, str] | None = None,
+    state: Path | None = None,
+    *,
+    deadline_seconds: float = 5.0,
+) -> LocalBroker:
+    """Open the broker of this machine: survey it, open its journal, agree with what was prepared.
+
+    Raises :class:`hal.broker.sqlite.JournalBusy` if another process holds the journal until the deadline.
+    """
+    from hal.agent.survey import Survey, survey
+    from hal.broker.sqlite import SqliteStore
+
+    def look() -> Survey:
+        return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds))
+
+    where = folders(environ, state)
+    first = look()
+    store = SqliteStore(where.state, Deadline.after(deadline_seconds))
+    try:
+        drivers: dict[str, Driver] = dict(first.drivers)
+        waiting = [first]
+
+        def observe() -> Sight:
+            found = waiting.pop() if waiting else look()
+            for name, driver in found.drivers.items():
+                if drivers.setdefault(name, driver) is not driver:
+                    _let_go(driver)
+            silent = {report.driver for report in found.reports if any(problem.fatal for problem in report.problems)}
+            return Sight(devices=found.inventory.devices, silent=frozenset(silent))
+
+        return LocalBroker(drivers, store, where.runtime, observe=observe)
+    except BaseException:
+        store.close()
+        raise

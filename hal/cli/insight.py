@@ -1,0 +1,84 @@
+"""The commands of ``hal`` that look at devices: how many there are, why not, and what mends them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from hal.broker.explain import DeviceReason
+from hal.cli.claims import claim_of
+from hal.cli.leases import open_local, print_json
+
+MOST_NAMES = 8
+
+
+def do_status(options: argparse.Namespace) -> int:
+    """``hal status``."""
+    with open_local(options) as broker:
+        found = broker.status()
+    if options.json:
+        print_json(found)
+        return 0
+    print(f"{found.leases} lease{'s' * (found.leases != 1)}, journal at revision {found.revision}")
+    for kind, row in sorted(found.devices.items()):
+        counts = [f"{name} {row[name]}" for name in ("free", "held")]
+        counts += [f"{word} {row[name]}" for name, word in _RARE.items() if row[name]]
+        print(f"  {kind:<8} {row['all']:>5}   {', '.join(counts)}")
+    for fenced in found.fenced:
+        print(f"  {fenced.device.node}/{fenced.device.name} is fenced since lease {fenced.lease}: {fenced.why}")
+    return 0
+
+
+_RARE = {"fenced": "fenced", "unfit": "not fit", "tied": "tied to something held"}
+
+
+def do_explain(options: argparse.Namespace) -> int:
+    """``hal explain``: would this claim be granted, and if not, why not; exit code 1 for no."""
+    wanted = claim_of(options)
+    with open_local(options) as broker:
+        told = broker.explain(wanted)
+    if options.json:
+        print_json(told)
+        return 0 if told.feasible else 1
+    print(told.reason)
+    for row in told.requests:
+        mark = "  <- blocks" if row.blocks else ""
+        print(f"  {row.request}: asked {row.count}, fit {row.matching}, free {row.free}, ", end="")
+        print(f"at most {row.feasible_count} now{mark}")
+    for other in told.nearest:
+        print(f"  would be granted: {other}")
+    if not told.feasible:
+        for reason, names in grouped(told.devices).items():
+            more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            print(f"  {len(names)} {reason}: {', '.join(names[:MOST_NAMES])}{more}")
+    return 0 if told.feasible else 1
+
+
+def grouped(reasons: Iterable[DeviceReason]) -> dict[str, list[str]]:
+    """Return the devices by what keeps them back, the reason of most first."""
+    found: dict[str, list[str]] = {}
+    for reason in reasons:
+        name = f"{reason.node}/{reason.name}"
+        names = found.setdefault(reason.reason, [])
+        if name not in names:
+            names.append(name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def do_repair(options: argparse.Namespace) -> int:
+    """``hal repair``: exit code 1 if it is still kept back."""
+    with open_local(options) as broker:
+        done = broker.repair(
+            options.device,
+            scrub=options.scrub,
+            by_operator=options.by_operator,
+            deadline_seconds=options.timeout,
+        )
+    if options.json:
+        print_json(done)
+        return 0 if done.unfit is None else 1
+    print(f"{done.name}  {done.device}  {'; '.join(done.steps)}")
+    for condition in done.cleared:
+        print(f"  cleared: {condition.type} ({condition.severity.value}): {condition.evidence}")
+    print("  it may be claimed again" if done.unfit is None else f"  it is still kept back: {done.unfit}")
+    return 0 if done.unfit is None else 1
