@@ -70,34 +70,19 @@ def run(arguments: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0
 
 
-class _Platform:
-    """All that ``uuid`` asks of the module ``platform``, which takes long to import."""
-
-    @staticmethod
-    def system() -> str:
-        """Return the name of the operating system."""
-        import os
-
-        return os.uname().sysname
-
-
 def with_fewer_imports() -> None:
-    """Import msgspec without what it and its imports take only if it is there, or ask for one word.
+    """Import msgspec as if ``typing_extensions`` were not installed, which it is written for.
 
-    ``typing_extensions`` (optional for msgspec) imports ``inspect`` and its kin; ``platform`` is asked by ``uuid`` for
-    the system's name. Without them a whole ``hal-probe`` takes a quarter less. Both are as ever afterwards.
+    Where it is, msgspec would import it, and it ``inspect`` and its kin: a fifth of a whole ``hal-probe``
+    (docs/decisions/0007). It can be imported as ever afterwards.
     """
-    if "msgspec" in sys.modules:
+    if "msgspec" in sys.modules or "typing_extensions" in sys.modules:
         return
-    spared: dict[str, object] = {"typing_extensions": None, "platform": _Platform}
-    hidden = [name for name in spared if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = spared[name]  # type: ignore[assignment]
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
     try:
         import msgspec  # noqa: F401
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        del sys.modules["typing_extensions"]
 
 
 def _verb(options: Options) -> int:
