@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from hal.drivers.contract import Grant
+from hal.drivers.contract import Grant, Reports
 from hal.drivers.guard import OpenGuard
-from hal.errors import DeadlineExceeded, DeviceError, InvalidArgument
+from hal.errors import DeadlineExceeded, DeviceError, HalError, InvalidArgument
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import ALL_ACCESS
+from hal.model.event import EventType
 from hal.testing.conformance import assert_error_is_for_people
 from hal_mocks.clock import RealClock, VirtualClock
 from hal_mocks.dpu import MockDpuDriver
@@ -70,6 +74,7 @@ KINDS = {
     ),
 }
 ALL = pytest.mark.parametrize("kind", list(KINDS))
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 warns of what is tested
 
 
 def allocatable(driver: Any) -> str:
@@ -156,6 +161,7 @@ def test_a_handle_that_nobody_closed_goes_with_its_last_reference(kind, tmp_path
 
 
 @ALL
+@FORKS
 def test_a_fork_does_not_carry_a_handle_over(kind, tmp_path):
     driver, device = make(kind, tmp_path)
     with driver.open(device, OpenGuard(), SOON) as handle:
@@ -182,3 +188,67 @@ def test_a_process_killed_while_it_wrote_a_fence_does_not_lock_the_device_up(kin
     driver.prepare(device, Grant(lease="two", fence=4), SOON)
     assert fence.stat().st_ino != inode, "written in place: a kill between truncation and write leaves nothing"
     driver.unprepare(device, Grant(lease="two", fence=4), SOON)
+
+
+FAULTS = {"gpu": ("xid", {"code": 79}), "rnic": ("link-down", {}), "dpu": ("fw-fatal", {}), "pmem": ("read-only", {})}
+
+
+@ALL
+def test_a_driver_says_by_itself_what_changes(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    assert isinstance(driver, Reports)
+    events = driver.events(Deadline.after(30))
+    fault, details = FAULTS.get(kind, ("lost", {}))
+    driver.machine.inject(device, FaultType(fault), **details)
+    came = next(event for event in events if event.subject == device and event.type is EventType.CONDITION)
+    assert came.detail
+    assert came.at == driver.machine.clock.now()
+    driver.machine.heal(device)
+    over = next(event for event in events if event.detail.endswith("is over"))
+    assert over.subject == device
+    assert list(driver.events(Deadline.after(0))) == []
+
+
+@ALL
+@FORKS
+def test_two_processes_with_one_lease_and_one_killed_in_the_middle(kind, tmp_path):
+    driver, device = make(kind, tmp_path)
+    for _ in range(3):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # a process of its own, as far as files and locks go: it opens for itself and dies at work
+            try:
+                handle = (
+                    KINDS[kind]
+                    .driver(Machine(driver.machine.graph, tmp_path, VirtualClock()))
+                    .open(device, OpenGuard(), Deadline.after(60))
+                )
+                KINDS[kind].use(handle)
+                os.write(writer, b"x")
+                while True:
+                    KINDS[kind].use(handle)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        assert os.read(reader, 1) == b"x"
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with driver.open(device, OpenGuard(), SOON) as handle:
+            KINDS[kind].use(handle)
+    driver.prepare(device, Grant(lease="next", fence=9), SOON)
+    driver.unprepare(device, Grant(lease="next", fence=9), SOON)
+    sessions = driver.machine.state.device(device) / "sessions"
+    assert not sessions.exists() or not list(sessions.iterdir())
+
+
+@ALL
+def test_a_state_folder_that_is_gone_is_an_error_and_not_a_crash(kind, tmp_path):
+    driver, device = make(kind, tmp_path / "state")
+    handle = driver.open(device, OpenGuard(), SOON)
+    shutil.rmtree(tmp_path / "state")
+    for verb in KINDS[kind].verbs:
+        with contextlib.suppress(HalError, OSError):
+            getattr(handle, verb)()
+    with contextlib.suppress(HalError, OSError):
+        handle.close()

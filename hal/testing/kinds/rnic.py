@@ -37,8 +37,6 @@ class RnicConformance(RnicBench):
 
     interface = Rnic
 
-    # Ports and counters
-
     def test_ports_are_numbered_and_complete(self, nic: Rnic) -> None:
         ports = nic.ports()
         assert ports

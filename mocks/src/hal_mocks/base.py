@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from hal.errors import DeadlineExceeded, DeviceGone, InvalidArgument, StaleFence
 from hal.interfaces.deadline import Deadline, or_default
 from hal.model.attributes import Attribute, Value, known
 from hal.model.device import Device
+from hal.model.event import Event
 from hal.model.health import Action, Condition, Radius, Severity, Status
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.machine import Machine, device_not_found
@@ -205,6 +206,12 @@ class MockDriver:
             for fault in self.machine.faults_of(device_id):
                 found.extend(self.conditions_of(device, fault))
         return found
+
+    def events(self, deadline: Deadline) -> Iterator[Event]:
+        """Yield what changes from now on: conditions that come and go (an XID, a port that is down), devices."""
+        from hal_mocks.watching import watch
+
+        return watch(self, deadline)
 
     def find(self, device_id: str) -> Device:
         """Return one device as it is, or raise :class:`~hal.errors.DeviceNotFound`."""

@@ -76,7 +76,12 @@ class MockPmemDriver(MockDriver):
         dimms = self._store(device.id).region.dimms
         return (
             *own,
-            *(fault for dimm in dimms for fault in self.machine.faults_of(dimm_id(dimm)) if fault.type in GONE),
+            *(
+                fault
+                for dimm in dimms
+                for fault in self.machine.faults_of(dimm_id(dimm))
+                if fault.type in (*GONE, FaultType.HANG)
+            ),
         )
 
     def conditions_of(self, device: Device, fault: Fault) -> Sequence[Condition]:
@@ -124,7 +129,7 @@ class MockPmemDriver(MockDriver):
     def prepare(self, device_id: str, grant: Grant, deadline: Deadline) -> None:
         """Refuse a locked region and a lower fence."""
         store = self._store(device_id)
-        store.refuse_lost_dimms("prepare")
+        store.meet_dimms("prepare", deadline)
         self._refuse_locked(store, "prepare")
         super().prepare(device_id, grant, deadline)
 
@@ -142,7 +147,7 @@ class MockPmemDriver(MockDriver):
         store = self._store(device_id)
         guard.check()
         pass_through_faults(self.machine, device_id, "open", deadline)
-        store.refuse_lost_dimms("open")
+        store.meet_dimms("open", deadline)
         self._refuse_locked(store, "open")
         return MockPmem(self.machine, self.find(device_id), guard, store)
 

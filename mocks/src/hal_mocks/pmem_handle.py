@@ -10,7 +10,7 @@ import msgspec
 
 from hal.drivers.guard import Guard
 from hal.errors import AccessDenied, DeviceBusy, DeviceGone, HalError, InvalidArgument, Unsupported
-from hal.interfaces.deadline import Deadline
+from hal.interfaces.deadline import Deadline, or_default
 from hal.interfaces.operation import Operation
 from hal.interfaces.pmem import (
     NAMESPACE_ALIGNMENT_BYTES,
@@ -53,7 +53,7 @@ class MockPmem(MockHandle):
                 during=step,
                 hint="open it again and recover from what is durable",
             )
-        self._store.refuse_lost_dimms(step)
+        self._store.meet_dimms(step, or_default(deadline))
 
     def region(self, *, deadline: Deadline | None = None) -> Region:
         """Return the region as it is now."""
@@ -81,7 +81,7 @@ class MockPmem(MockHandle):
         """Map a namespace by name or uuid; many may, in one process or in several."""
         faults = self._enter("map", deadline)
         with self._store.locked():
-            self._look("map")
+            self._look("map", deadline)
             found = self._find(self._store.load(), namespace, "map")
             if not found.mode.mappable:
                 raise Unsupported(

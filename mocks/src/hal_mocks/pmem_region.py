@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from hal.errors import DeviceGone
+from hal.interfaces.deadline import Deadline
 from hal.interfaces.pmem import (
     NAMESPACE_ALIGNMENT_BYTES,
     ByteRange,
@@ -33,7 +34,7 @@ from hal.interfaces.pmem import (
     merged,
     without,
 )
-from hal_mocks.base import GONE
+from hal_mocks.base import GONE, wait_out
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Dimm, PmemRegion
 from hal_mocks.machine import Machine
@@ -197,10 +198,12 @@ class RegionStore:
 
     # -- namespaces ---------------------------------------------------------------------------------------------------
 
-    def refuse_lost_dimms(self, step: str) -> None:
-        """Raise ``DeviceGone`` if a DIMM is lost: bytes are interleaved over all of them, so all are needed."""
+    def meet_dimms(self, step: str, deadline: Deadline) -> None:
+        """Raise ``DeviceGone`` if a DIMM is lost, wait with one that hangs: bytes are interleaved over all of them."""
         for dimm in self.region.dimms:
             for fault in self.machine.faults_of(dimm_id(dimm)):
+                if fault.type is FaultType.HANG:
+                    wait_out(self.machine, self.device_id, step, deadline)
                 if fault.type in GONE:
                     raise DeviceGone(
                         f"{dimm.name}, over which the region is interleaved, is lost",
