@@ -20,7 +20,8 @@ def run() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         root = host_roots({"HAL_MACHINE": f"dgx-h100?state={scratch}/mock"})[0].root
         environ = {**os.environ, "HAL_SYSFS_ROOT": str(root), "XDG_CACHE_HOME": scratch}
-        environ.pop("HAL_MACHINE", None)
+        for name in ("HAL_MACHINE", "PYTHONDONTWRITEBYTECODE"):
+            environ.pop(name, None)
 
         def start(*command: str) -> None:
             subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
