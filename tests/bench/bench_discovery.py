@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +99,8 @@ def run() -> Iterator[Row]:
     from hal.host.driver import discover_host
 
     took: dict[int, float] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # as sysfs is: in memory, not on a disk
+    with tempfile.TemporaryDirectory(dir=memory) as scratch:
         for count, goal in _GOALS_MS.items():
             host = HostRoot(node="bench", root=machine(Path(scratch) / str(count), count // _UNIT))
             found = discover_host(host)
@@ -112,7 +114,7 @@ def run() -> Iterator[Row]:
                 ratio=took[count] * 1e3 / goal,
                 goal="at most 1x",
                 met=took[count] * 1e3 <= goal,
-                includes="opening and reading a recorded sysfs on disk (page cache warm), devices as values",
+                includes="opening and reading a recorded sysfs, in memory as the kernel's own is; making the devices",
             )
     growth = took[320] / 320 / (took[40] / 40)
     yield Row(
