@@ -23,7 +23,7 @@ from hal.broker.ledger import Clock, Ledger
 from hal.broker.places import ancestors, why_unfit
 from hal.broker.record import checked, event_of
 from hal.broker.state import Fenced, State
-from hal.drivers.contract import Driver
+from hal.drivers.contract import Driver, Problem
 from hal.drivers.guard import GuardPages
 from hal.errors import BrokerError, ClaimError, ClaimRefused, LeaseNotFound, UsageError
 from hal.model.claim import Claim, Locality
@@ -35,10 +35,14 @@ from hal.model.selector import compile_selector
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at all devices; ``silent`` drivers did not answer, which says nothing about theirs."""
+    """One look at all devices; ``silent`` drivers did not answer, which says nothing about theirs.
+
+    ``problems`` are what kept something from being looked at.
+    """
 
     devices: tuple[Device, ...]
     silent: frozenset[str] = frozenset()
+    problems: tuple[Problem, ...] = ()
 
 
 _LOG = logging.getLogger(__name__)
@@ -89,6 +93,7 @@ class LocalBroker:
     ) -> None:
         self.drivers = drivers
         self.observe = observe
+        self.problems: tuple[Problem, ...] = ()
         self._lock = threading.RLock()
         self._store = store
         self._guards = runtime.absolute() / "guards"
@@ -126,6 +131,7 @@ class LocalBroker:
         seen = self.observe()
         sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
         with self._lock:
+            self.problems = sight.problems
             devices = tuple(self._readable(sight.devices))
             self.ledger.execute(c.Observe(devices=devices, complete=True, silent=sight.silent))
             self.agent.free_fenced()

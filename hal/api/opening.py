@@ -52,7 +52,8 @@ def open_broker(
                 if drivers.setdefault(name, driver) is not driver:
                     _let_go(driver)
             silent = {report.driver for report in found.reports if any(problem.fatal for problem in report.problems)}
-            return Sight(devices=found.inventory.devices, silent=frozenset(silent))
+            problems = tuple(problem for problem in found.problems if problem.fatal)
+            return Sight(devices=found.inventory.devices, silent=frozenset(silent), problems=problems)
 
         return LocalBroker(drivers, store, where.runtime, observe=observe)
     except BaseException:

@@ -13,7 +13,8 @@ _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 def abilities(handle: object, kind: Kind) -> dict[str, list[str]]:
     """Return the verbs of a handle by facet: ``"peer topology": ["peers"]``.
 
-    What its interface does not have is left out. A facet that the handle lacks is not there; for a kind without an interface of its own only the common verbs are.
+    What its interface does not have is left out, and so is a facet that the handle lacks. A kind without an interface
+    of its own has the common verbs only.
     """
     found: dict[str, list[str]] = {}
     for facet in _facets(kind):

@@ -38,7 +38,7 @@ def claim_of(options: argparse.Namespace) -> Claim:
         id=options.id if options.id is not None else f"lease-{secrets.token_hex(6)}",
         requests=requests,
         constraints=constraints,
-        tenant=options.tenant or "default",
+        tenant="default" if options.tenant is None else options.tenant,
         ttl_seconds=60.0 if options.ttl is None else options.ttl,
     )
 

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 
 
 def open_local(options: argparse.Namespace) -> LocalBroker:
-    return open_broker(state=options.state, deadline_seconds=options.wait)
+    """Open the broker as the options of every command say; what could not be looked at is said on standard error."""
+    broker = open_broker(state=options.state, deadline_seconds=options.wait)
+    for problem in broker.problems:
+        hint = f" (try: {problem.hint})" if problem.hint else ""
+        print(f"hal: {problem.source} during {problem.step}: {problem.detail}{hint}", file=sys.stderr)
+    return broker
 
 
 def print_json(value: Any) -> None:
+    """Print a value for programs."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 

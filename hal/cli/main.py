@@ -7,6 +7,7 @@ A word that is no command of ours is looked for on PATH as ``hal-WORD``.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -50,14 +51,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; nothing is left to say
+        _hush()  # whoever read us has gone
         return DONE
     except KeyboardInterrupt:
         return 130
     except HalError as error:
         return _report(error, options.json)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+            return _report_mistake(error, options)
+        hint = "look at the disk; hal list says what is held"
+        print(f"hal: {options.verb}: {error.strerror} (try: {hint})", file=sys.stderr)
+        _hush()
+        return TRY_AGAIN
     except Exception as error:  # a guard: whatever it is, a script must be able to tell it from "refused"
         return _report_mistake(error, options)
+
+
+def _hush() -> None:
+    """Nothing is left to say: what still waits to be written when Python ends goes nowhere."""
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -152,9 +166,12 @@ def _add_repair(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds between 0 and 86400")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds between 0 and 86400")
     return seconds
 
 

@@ -132,7 +132,7 @@ def _encodes(text: str) -> bool:
 
 
 def _refuse(claim: Claim, what: str, hint: str | None = None) -> ClaimError:
-    return ClaimError(what, device=str(claim.id) or None, during="claim", hint=hint)
+    return ClaimError(what, device=claim.id if _is_word(claim.id) else None, during="claim", hint=hint)
 
 
 def request_names(claim: Claim) -> tuple[str, ...]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from hal.broker.sqlite import SqliteStore
+from hal.cli.claims import read_claim
+from hal.cli.leases import quoted
+from hal.cli.main import main
+from hal.errors import ClaimError
 from hal.interfaces.deadline import Deadline
 from hal_mocks.faults import FaultType
 from hal_mocks.machine import open_machine
@@ -44,86 +49,131 @@ def test_a_lease_from_claim_to_release(hal):
     ids = [device["id"] for device in found["lease"]["devices"]]
     assert len(ids) == 2
     assert found["lease"]["state"] == "prepared"
-    assert [lease["id"] for lease in hal.json("list")["leases"]] == ["a"]
     assert f"export CUDA_VISIBLE_DEVICES={ids[0]},{ids[1]}" in hal("env", "a")
     opened = hal.json("open", "a")
     assert [row["id"] for row in opened["devices"]] == ids
-    assert all(row["telemetry"] and row["error"] is None for row in opened["devices"])
+    assert all(row["telemetry"] and row["error"] is None and row["can"]["peer topology"] for row in opened["devices"])
+    again = hal.json("claim", "gpu", "--count", "2", "--same", "numa", "--where", "memory_bytes >= 80*GB", "--id", "a")
+    assert again["lease"]["fence"] == found["lease"]["fence"], "asked twice, granted once"
+    hal("claim", "gpu:3", "--id", "a", code=64)
+    assert "different claim" in hal.stderr
     assert hal.json("renew", "a", "--ttl", "300")["lease"]["expires_at"] > found["lease"]["expires_at"]
-    assert hal.json("status")["devices"]["gpu"] == {"all": 8, "free": 6, "held": 2, "fenced": 0}
+    counts = hal.json("status")["devices"]["gpu"]
+    assert counts == {"all": 8, "free": 6, "held": 2, "fenced": 0, "unfit": 0, "tied": 0}
     assert hal.json("release", "a")["lease"]["state"] == "ended"
-    assert "no such lease" in hal.doors.run("hal", "env", "nobody", environ=hal.environ).stderr
+    hal("env", "nobody", code=1)
+    assert "no such lease" in hal.stderr
     assert "no leases" in hal("list")
     types = [json.loads(line)["type"] for line in hal("events", "--json").splitlines()]
     assert types[-5:] == ["granted", "prepared", "renewed", "releasing", "released"]
 
 
-def test_the_same_claim_twice_is_one_lease_and_a_different_one_is_wrong_usage(hal):
-    first = hal.json("claim", "gpu", "--id", "a")
-    assert hal.json("claim", "gpu", "--id", "a")["lease"]["fence"] == first["lease"]["fence"]
-    hal("claim", "gpu:2", "--id", "a", code=64)
-    assert "different claim" in hal.stderr
-
-
-def test_a_gpu_comes_with_the_nic_of_its_switch(hal):
-    devices = hal.json("claim", "gpu", "rnic", "--same", "pci-switch")["lease"]["devices"]
-    assert [device["kind"] for device in devices] == ["gpu", "rnic"]
-
-
 def test_what_cannot_be_is_refused_and_explained(hal):
-    hal("claim", "gpu:8", "--id", "a")
-    hal("claim", "gpu", code=1)
-    assert "0 devices are free" in hal.stderr
-    told = hal.json("explain", "gpu", code=1)
+    devices = hal.json("claim", "gpu", "rnic", "--same", "pci-switch", "--id", "pair")["lease"]["devices"]
+    assert [device["kind"] for device in devices] == ["gpu", "rnic"]
+    hal("claim", "gpu:8", code=1)
+    assert "7 devices are free" in hal.stderr
+    told = hal.json("explain", "gpu:9", code=1)
     assert told["requests"][0]["blocks"]
-    assert {reason["reason"] for reason in told["devices"]} == {"held by lease a of default (prepared)"}
-    hal("explain", "rnic")
+    assert told["nearest"] == ["gpu:7"]
+    assert {reason["reason"] for reason in told["devices"]} == {"held by lease pair of default (prepared)"}
+    assert "1 held by lease pair of default (prepared): dgx-h100/gpu" in hal("explain", "gpu:9", code=1)
 
 
 def test_a_gpu_that_is_lost_is_refused_and_after_its_repair_claimed_again(hal):
-    gpu = hal.json("claim", "gpu", "--id", "a", "--where", 'name == "gpu3"')["lease"]["devices"][0]["id"]
-    hal("release", "a")
-    hal.machine.inject(gpu, FaultType.LOST)
+    gpu = hal.machine.resolve("gpu3")
+    hal.machine.inject(gpu, FaultType.FALLEN_OFF_BUS)
     hal("claim", "gpu", "--where", 'name == "gpu3"', code=1)
-    hal("claim", "gpu:8", code=1)
+    hal("repair", "gpu3", code=1)
+    assert "during reset" in hal.stderr
     hal.machine.heal(gpu)
+    assert "it may be claimed again" in hal("repair", "gpu3")
     assert hal.json("claim", "gpu", "--where", 'name == "gpu3"')["lease"]["devices"][0]["id"] == gpu
 
 
-def test_a_claim_from_a_file(hal, tmp_path):
+def test_an_expired_lease_is_taken_back_by_whoever_comes_next(hal, tmp_path):
     toml = tmp_path / "claim.toml"
-    toml.write_text('id = "f"\nsame = "numa"\n[[requests]]\nkind = "gpu"\ncount = 2\n[[requests]]\nkind = "rnic"\n')
-    lease = hal.json("claim", "--file", str(toml), "--ttl", "30")["lease"]
-    assert (lease["id"], len(lease["devices"]), lease["ttl_seconds"]) == ("f", 3, 30)
-    toml.write_text('[[requests]]\nkind = "gpu"\nhowmany = 2\n')
-    hal("claim", "--file", str(toml), code=64)
-    assert "howmany" in hal.stderr
-    hal("claim", "--file", str(tmp_path / "none.json"), code=64)
-
-
-def test_an_expired_lease_is_taken_back_by_whoever_comes_next(hal):
-    hal("claim", "gpu:8", "--id", "a", "--ttl", "0.001")
+    toml.write_text('id = "f"\nsame = "numa"\n[[requests]]\nkind = "gpu"\ncount = 4\n[[requests]]\nkind = "rnic"\n')
+    lease = hal.json("claim", "--file", str(toml), "--ttl", "0.001")["lease"]
+    assert (lease["id"], len(lease["devices"]), lease["ttl_seconds"]) == ("f", 5, 0.001)
     assert len(hal.json("claim", "gpu:8", "--id", "b")["lease"]["devices"]) == 8
-    hal("renew", "a", code=1)
+    hal("renew", "f", code=1)
+
+
+def test_a_machine_that_cannot_be_looked_at_is_said_on_standard_error(hal, tmp_path):
+    hal.environ["HAL_MACHINE"] = "no-such-profile"
+    hal("status", "--state", str(tmp_path / "mine"))
+    assert "no-such-profile" in hal.stderr
+
+
+WRONG = [
+    ((), "usage"),
+    (("clam",), "did you mean claim"),
+    (("claim",), "nothing is asked"),
+    (("claim", "gpus"), "one of gpu"),
+    (("claim", "gpu:x"), "not a number"),
+    (("claim", "gpu:" + "9" * 5000), "not a number"),
+    (("claim", "gpu", "--count", "x"), "usage"),
+    (("claim", "gpu", "--count", "0"), "count is 0"),
+    (("claim", "gpu", "--ttl", "nan"), "ttl_seconds"),
+    (("claim", "gpu", "--wait", "nan"), "seconds"),
+    (("claim", "gpu", "--id", "a b"), "without spaces"),
+    (("claim", "gpu", "--tenant", ""), "tenant"),
+    (("claim", "gpu", "--where", "memory_byts > 1"), "did you mean memory_bytes"),
+    (("claim", "gpu", "--where", "memory_bytes >"), "position"),
+    (("claim", "gpu", "--same", "moon"), "numa"),
+    (("claim", "--file", "/nowhere.json"), "cannot be read"),
+    (("claim", "gpu", "--file", "x"), "leave out"),
+    (("events", "--since", "-1"), "revision"),
+    (("events", "--since", "9" * 30), "revision"),
+    (("status", "--state", ""), "folder"),
+    (("repair", "gpu0", "--by-operator", " "), "a reason"),
+    (("repair", "gpu0", "--timeout", "x"), "seconds"),
+]
+
+
+def test_wrong_usage_is_said_and_ends_with_64(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HAL_MACHINE", f"dgx-h100?state={tmp_path / 'mock'}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for words, said in WRONG:
+        try:
+            code = main(words)
+        except SystemExit as left:
+            code = left.code
+        error = capsys.readouterr().err
+        assert code == 64, (words, error)
+        assert said in error, words
+        assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("text", "said"),
     [
-        ((), "usage"),
-        (("clam",), "did you mean claim"),
-        (("claim",), "nothing is asked"),
-        (("claim", "gpus"), "one of gpu"),
-        (("claim", "gpu:x"), "not a number"),
-        (("claim", "gpu", "--count", "x"), "usage"),
-        (("claim", "gpu", "--where", "memory_byts > 1"), "did you mean memory_bytes"),
-        (("claim", "gpu", "--where", "memory_bytes >"), "position"),
-        (("claim", "gpu", "--same", "moon"), "numa"),
+        ('[[requests]]\nkind = "gpu"\nhowmany = 2\n', "howmany"),
+        ("[" * 20_000, "claim.toml"),
+        ('constraints = "x"\nsame = "numa"\n[[requests]]\nkind = "gpu"\n', "leave out one"),
+        ('constraints = "x"\n[[requests]]\nkind = "gpu"\n', "array"),
+        ('[[requests]]\nkind = "gpu"\ncount = 1e400\n', "claim.toml"),
+        ("\x00", "claim.toml"),
     ],
 )
-def test_wrong_usage_is_said_and_ends_with_64(hal, words, said):
-    hal(*words, code=64)
-    assert said in hal.stderr
+def test_a_file_that_is_no_claim_is_a_mistake_in_that_file(tmp_path, text, said):
+    (tmp_path / "claim.toml").write_text(text)
+    with pytest.raises(ClaimError, match=said):
+        read_claim(tmp_path / "claim.toml")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
+def test_values_reach_every_shell_unchanged(shell):
+    program = shutil.which(shell)
+    values = ["=mlx5_0", "~root", "a b", "", "it's", "$HOME `id` \\", "x\ny", "*", "a,b:1", "{a,b}", "租", "!!"]
+    for value in values:
+        word = quoted(value)
+        assert "=" not in word or word.startswith("'"), "zsh looks up =word"
+        if program is not None:
+            script = f'export X={word}\nprintf %s "$X"'
+            assert subprocess.run([program, "-c", script], capture_output=True, text=True, check=True).stdout == value
 
 
 def test_an_unknown_command_is_a_program_on_the_path(hal, tmp_path):
@@ -167,8 +217,14 @@ def test_another_process_opens_the_devices_with_a_ticket_until_the_lease_ends(ha
     assert "has ended" in said
 
 
-def test_a_mistake_of_ours_ends_with_70(hal, tmp_path):
-    (tmp_path / "mine" / "run").mkdir(parents=True)
-    (tmp_path / "mine" / "run" / "guards").write_text("in the way")
-    hal("status", "--state", str(tmp_path / "mine"), code=70)
-    assert "FileExistsError" in hal.stderr
+def test_a_mistake_of_ours_ends_with_70(tmp_path, monkeypatch, capsys):
+    def fail(options):
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr("hal.cli.leases.do_list", fail)
+    assert main(["list"]) == 70
+    assert "RuntimeError: no idea" in capsys.readouterr().err
+    main(["list", "--traceback"])
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr("hal.cli.leases.do_list", lambda options: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    assert main(["list"]) == 75
