@@ -15,6 +15,7 @@ from hal.model.device import Device
 from hal.model.kind import Kind
 
 if TYPE_CHECKING:
+    from hal.drivers.hookspecs import HealthRule
     from hal.drivers.loader import Plugin
 
 _HOSTS_SECONDS = 30.0
@@ -85,6 +86,10 @@ class PluginSet:
                     chosen.append((plugin.name, factory))
         return tuple(chosen)
 
+    def rules(self) -> tuple[tuple[str, HealthRule], ...]:
+        """Return (plugin, rule) for every health rule."""
+        return tuple((plugin.name, rule) for plugin in self._loaded.values() for rule in plugin.rules)
+
     def idle(
         self, chosen: Iterable[tuple[str, DriverFactory]], wanted: frozenset[Kind] | None
     ) -> tuple[DriverReport, ...]:
@@ -130,8 +135,10 @@ def speaks_to_environment(entry: Entry, environ: Mapping[str, str]) -> bool:
 
 
 def wants(entry: Entry, found: Sequence[Device], hosts: Sequence[HostRoot]) -> bool:
-    """True if a plugin must be loaded because its hardware may be here."""
-    return entry.drivers is None or any(fits(facts.matches, {}, found, hosts) for facts in entry.drivers)
+    """True if a plugin must be loaded because its hardware may be here, or because it judges everybody's."""
+    return (
+        entry.drivers is None or entry.judges or any(fits(facts.matches, {}, found, hosts) for facts in entry.drivers)
+    )
 
 
 def fits(

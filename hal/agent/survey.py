@@ -104,6 +104,12 @@ def survey(
     reports.extend(plugins.idle(chosen, wanted))
     plugins.save()
     inventory = merge(layers)
+    rules = plugins.rules()
+    if rules:
+        from hal.agent.rules import judge
+
+        inventory, judged = judge(inventory, rules, deadline_seconds)
+        reports.extend(judged)
     return Survey(
         inventory=inventory,
         reports=tuple(reports),

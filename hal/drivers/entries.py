@@ -22,7 +22,7 @@ from hal.drivers.match import Match
 from hal.model.kind import Kind
 
 GROUP = "hal.plugins"
-_VERSION = 2
+_VERSION = 3
 _METADATA = (".dist-info", ".egg-info")
 _SETTLED_NS = 2_000_000_000
 """A folder that changed so recently may change again within one tick of its clock: its time proves nothing yet."""
@@ -39,13 +39,17 @@ class DriverFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One installed plugin: an entry point, and what it registered when it was last loaded (None: not known)."""
+    """One installed plugin: an entry point, and what it registered when it was last loaded (None: not known).
+
+    ``judges`` is true if it has health rules: then every device of every survey is its business.
+    """
 
     name: str
     module: str
     distribution: str = ""
     version: str = ""
     drivers: tuple[DriverFacts, ...] | None = None
+    judges: bool = False
     stamp: tuple[str, int] = ("", 0)
 
 
@@ -197,7 +201,7 @@ def _cache(plain: dict[str, Any]) -> _Cache | None:
     )
 
 
-def _entry(drivers: list[dict[str, Any]] | None = None, stamp: Sequence[Any] = ("", 0), **plain: str) -> Entry:
+def _entry(drivers: list[dict[str, Any]] | None = None, stamp: Sequence[Any] = ("", 0), **plain: Any) -> Entry:
     folder, newest = stamp
     facts = None if drivers is None else tuple(_facts(**driver) for driver in drivers)
     return Entry(drivers=facts, stamp=(folder, newest), **plain)

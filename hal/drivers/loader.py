@@ -99,13 +99,17 @@ def _load(entry: Entry) -> Plugin:
         return tuple(found)
 
     factories = collect("hal_drivers", DriverFactory)
+    rules = collect("hal_health_rules", hookspecs.HealthRule)
     plugin = Plugin(
         entry=msgspec.structs.replace(
-            entry, drivers=tuple(facts(factory) for factory in factories), stamp=_stamp(module)
+            entry,
+            drivers=tuple(facts(factory) for factory in factories),
+            judges=bool(rules),
+            stamp=_stamp(module),
         ),
         factories=factories,
         exporters=collect("hal_exporters", hookspecs.Exporter),
-        rules=collect("hal_health_rules", hookspecs.HealthRule),
+        rules=rules,
     )
     plugin.problems = tuple(problems)
     return plugin

@@ -137,3 +137,52 @@ def test_a_plugin_that_is_installed_upgraded_or_removed_is_noticed_at_once(doors
     assert found() == {"better-1", "best-1"}
     shutil.rmtree(info)
     assert found() == {"best-1"}
+
+
+RULES = """
+    from hal.drivers.hookspecs import Exporter, HealthRule, hookimpl
+    from hal.model.health import Condition, Severity
+
+    def hot(device, now):
+        if device.kind == "cpu":
+            yield Condition(device=device.id, type="TooHot", severity=Severity.DEGRADED, evidence="91 C", source="rule",
+                            first_seen_at=now, last_seen_at=now)
+
+    @hookimpl
+    def hal_health_rules():
+        return [HealthRule(name="hot", judge=hot)]
+
+    @hookimpl
+    def hal_exporters():
+        return [Exporter(name="acme", environment=lambda devices: {"ACME_DEVICES": str(len(devices))})]
+"""
+
+
+def test_a_plugins_health_rule_judges_every_device_every_time(doors):
+    doors.install("rules", RULES)
+    for _ in range(2):  # the second time the list of plugins comes from the cache
+        found = doors.run("hal-probe", "--format", "json")
+        assert found.returncode == 1, found.stderr
+        hot = {
+            d["kind"]
+            for d in json.loads(found.stdout)["devices"]
+            for c in d.get("conditions", ())
+            if c["type"] == "TooHot"
+        }
+        assert hot == {"cpu"}
+
+
+def test_a_health_rule_that_raises_is_one_line(doors):
+    doors.install("rules", RULES.replace("if device.kind", "if 1 / 0 or device.kind"))
+    found = doors.run("hal-probe", "--format", "json")
+    assert found.returncode == 3
+    (problem,) = json.loads(found.stdout)["problems"]
+    assert problem["step"] == "hot"
+    assert "ZeroDivisionError" in problem["detail"]
+
+
+def test_a_plugins_exporter_reaches_the_holder(doors, mock):
+    doors.install("rules", RULES)
+    environ = mock("upmem-server")
+    assert doors.run("hal", "claim", "upmem:2", "--id", "x", environ=environ).returncode == 0
+    assert "export ACME_DEVICES=2" in doors.run("hal", "env", "x", environ=environ).stdout
