@@ -19,13 +19,16 @@ from hal.drivers.contract import Grant, Reports
 from hal.drivers.guard import OpenGuard
 from hal.errors import DeadlineExceeded, DeviceError, HalError, InvalidArgument
 from hal.interfaces.deadline import Deadline
+from hal.interfaces.dpu import DpuMode
 from hal.interfaces.rnic import ALL_ACCESS
 from hal.model.event import EventType
 from hal.testing.conformance import assert_error_is_for_people
+from hal_mocks import dpu_state
 from hal_mocks.clock import RealClock, VirtualClock
 from hal_mocks.dpu import MockDpuDriver
 from hal_mocks.faults import FaultType
 from hal_mocks.gpu import MockGpuDriver
+from hal_mocks.gpu_store import GpuStore
 from hal_mocks.machine import Machine
 from hal_mocks.pmem import MockPmemDriver
 from hal_mocks.profile import load_profile
@@ -252,3 +255,39 @@ def test_a_state_folder_that_is_gone_is_an_error_and_not_a_crash(kind, tmp_path)
             getattr(handle, verb)()
     with contextlib.suppress(HalError, OSError):
         handle.close()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+def killed_after(function: Callable[..., object]) -> Callable[..., object]:
+    def write(*arguments: object) -> None:
+        function(*arguments)
+        raise Killed
+
+    return write
+
+
+def test_what_a_killed_process_had_written_of_a_gpu_is_seen_by_the_others(tmp_path, monkeypatch):
+    driver, device = make("gpu", tmp_path)
+    other, _ = make("gpu", tmp_path)
+    other.set_partitioning(device, False)
+    assert not other.partitioning(device).pending
+    with monkeypatch.context() as patched:
+        patched.setattr(GpuStore, "_write", staticmethod(killed_after(GpuStore._write)))
+        with pytest.raises(Killed):
+            driver.set_partitioning(device, True)
+    assert other.partitioning(device).pending
+
+
+def test_what_a_killed_process_had_written_of_a_dpu_is_seen_by_the_others(tmp_path, monkeypatch):
+    driver, device = make("dpu", tmp_path)
+    other, _ = make("dpu", tmp_path)
+    with driver.open(device, OpenGuard(), SOON) as dpu, other.open(device, OpenGuard(), SOON) as seen:
+        assert seen.mode().pending is None
+        with monkeypatch.context() as patched:
+            patched.setattr(dpu_state, "write_whole", killed_after(dpu_state.write_whole))
+            with pytest.raises(Killed):
+                dpu.set_mode(DpuMode.NIC)
+        assert seen.mode().pending is DpuMode.NIC

@@ -109,6 +109,7 @@ class Card:
 
     def save(self, state: CardState) -> None:
         """Replace the state in one step; call under :meth:`locked`."""
+        self.generation[1] += 1  # before it, too: should we be killed in between, the others look again
         write_whole(self._file, _ENCODER.encode(state))
         self.ready_at[0] = 0.0 if state.boot is None else state.boot.ready_at
         self.generation[1] += 1

@@ -94,6 +94,7 @@ class GpuStore:
             before = self._load(gpu)
             after = change(before)
             if after != before:
+                self._changes[0] += 1  # before it, too: should we be killed in between, the others look again
                 self._write(self.machine.state.device(gpu) / "gpu.json", after)
                 self._changes[0] += 1
         return after
