@@ -17,9 +17,12 @@ _JOINED_BY = ("pci:", "guid:", "nd:", "rank:", "rshim:", "uuid:", "rdma:")
 _DIGITS = re.compile(r"(\d+)")
 
 
-def natural(text: str) -> tuple[tuple[int, str], ...]:
+def natural(text: str) -> tuple[str | int, ...]:
     """Return a sort key under which ``gpu10`` comes after ``gpu9``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(text) if part)
+    # What stands between numbers is at the even places, also if it is nothing: like is compared with like.
+    parts: list[str | int] = [*_DIGITS.split(text)]
+    parts[1::2] = [int(part) for part in parts[1::2]]
+    return not parts[0] and len(parts) > 1, *parts
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,8 +39,10 @@ class Inventory:
     __slots__ = ("_aliases", "_by_id", "_children", "devices")
 
     def __init__(self, devices: Iterable[Device]) -> None:
+        devices = tuple(devices)
+        nodes = {node: natural(node) for node in {device.location.node for device in devices}}
         self.devices: tuple[Device, ...] = tuple(
-            sorted(devices, key=lambda d: (natural(d.location.node), _KINDS[d.kind], natural(d.name), d.id))
+            sorted(devices, key=lambda d: (nodes[d.location.node], _KINDS[d.kind], natural(d.name), d.id))
         )
         self._by_id = {device.id: device for device in self.devices}
         self._aliases: dict[str, list[Device]] | None = None
