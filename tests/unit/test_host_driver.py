@@ -97,3 +97,27 @@ def test_host_discovery_imports_nothing_heavy():
         for text in (code, bare)
     )
     assert found == before, "nothing beyond what the driver contract needs"
+
+
+def test_what_looks_for_rare_hardware_is_imported_only_where_there_is_some(tmp_path):
+    rare = {"bluefield", "cxl", "pmem", "upmem"}
+
+    def imported(root: str) -> set[str]:
+        code = (
+            "import sys; from hal.host.driver import discover_host; from hal.drivers.contract import HostRoot;"
+            f"discover_host(HostRoot(node='n0', root={root!r})); print(*sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return {name.removeprefix("hal.host.") for name in done.stdout.split()} & rare
+
+    tree = FakeTree(tmp_path)
+    tree.pci("0000:18:00.0", vendor="15b3", device="1021", class_code="020700")
+    assert imported(tree.root) == set()
+    tree.upmem_rank("dpu_rank0", serial="1", index=0)
+    assert imported(tree.root) == {"upmem"}
+    tree.pci("0000:19:00.0", vendor="15b3", device="a2dc", class_code="020000")
+    assert imported(tree.root) == {"upmem", "bluefield"}
+    tree.dax("dax0.0", size_bytes=1 << 30)
+    assert imported(tree.root) == {"upmem", "bluefield", "pmem"}
+    tree.cxl_region("region0", size_bytes=1 << 30)
+    assert imported(tree.root) == rare

@@ -113,6 +113,20 @@ def test_a_name_that_is_no_text_is_left_out(tree):
     assert one_device_names(tree) == before
 
 
+def test_a_function_whose_own_folder_is_a_link_to_the_outside_shows_nothing_of_it(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "uevent").write_text("PCI_CLASS=30200\nPCI_ID=10DE:2330\nPCI_SUBSYS_ID=0000:0000\n")
+    tree = FakeTree(tmp_path / "machine")
+    tree.numa(0, cpus="0-3")
+    tree.pci("0000:01:00.0", vendor="8086", device="1000", class_code="088000")
+    os.symlink(secret, Path(tree.sys, "devices/pci0000:00/0000:02:00.0"))
+    tree.link("bus/pci/devices/0000:02:00.0", "devices/pci0000:00/0000:02:00.0")
+    found = discover_host(HostRoot(node="n0", root=tree.root))
+    assert "0000:01:00.0" in {device.name for device in found.devices}
+    assert "10de" not in repr(found).lower()
+
+
 def test_a_recorded_tree_cannot_show_files_from_outside(tmp_path):
     secret = tmp_path / "secret" / "0000:66:00.0"
     secret.mkdir(parents=True)
