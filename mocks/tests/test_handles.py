@@ -23,6 +23,7 @@ from hal.interfaces.dpu import DpuMode
 from hal.interfaces.rnic import ALL_ACCESS
 from hal.model.event import EventType
 from hal.testing.conformance import assert_error_is_for_people
+from hal.testing.kinds.upmem import UpmemConformance
 from hal_mocks import dpu_state
 from hal_mocks.clock import RealClock, VirtualClock
 from hal_mocks.dpu import MockDpuDriver
@@ -34,6 +35,7 @@ from hal_mocks.pmem import MockPmemDriver
 from hal_mocks.profile import load_profile
 from hal_mocks.rnic import MockRnicDriver
 from hal_mocks.upmem import MockUpmemDriver
+from hal_mocks.upmem_handle import MockUpmem
 from hal_mocks.upmem_programs import ADD
 
 SOON = Deadline.after(600)
@@ -291,3 +293,26 @@ def test_what_a_killed_process_had_written_of_a_dpu_is_seen_by_the_others(tmp_pa
             with pytest.raises(Killed):
                 dpu.set_mode(DpuMode.NIC)
         assert seen.mode().pending is DpuMode.NIC
+
+
+class Forgetful(MockUpmem):
+    """A rank of a plugin whose author forgot a deadline, the closing and the time."""
+
+    def status(self):
+        return super().status()
+
+    def telemetry(self, *, deadline=None):
+        return {}
+
+
+def test_the_kit_goes_red_for_verbs_that_forget_deadlines_and_closing(tmp_path):
+    driver, device = make("upmem", tmp_path)
+    kit, handle = UpmemConformance(), driver.open(device, OpenGuard(), SOON)
+    kit.test_every_verb_takes_what_the_interface_says(handle)
+    handle.__class__ = Forgetful
+    with pytest.raises(AssertionError, match="status"):
+        kit.test_every_verb_takes_what_the_interface_says(handle)
+    with pytest.raises(pytest.fail.Exception):
+        kit.test_a_deadline_that_has_passed_is_refused_at_once(handle, driver.find(device))
+    with pytest.raises(pytest.fail.Exception):
+        kit.test_a_closed_handle_refuses(handle, driver.find(device))
