@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class State:
         self.touched: list[int] = []
         self.forgotten_touches = 0
         self.views: dict[Any, Any] = {}
+        self._over: deque[str] = deque()
         self._by_name: dict[str, Node] = {}
         self._here: dict[str, dict[str, None]] = {}
         self._dirty: set[str] = set()
@@ -177,8 +179,9 @@ class State:
         self.ended[lease.id] = msgspec.structs.replace(
             lease, state=LeaseState.ENDED, why_ended=why_ended, ended_at=record.at
         )
-        while len(self.ended) > REMEMBERED:
-            oldest = next(iter(self.ended))
+        self._over.append(lease.id)
+        while len(self._over) > REMEMBERED:
+            oldest = self._over.popleft()
             del self.ended[oldest]
             del self.claims[oldest]
 
@@ -201,18 +204,26 @@ class State:
     # --- the indexes
 
     def _hold(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
-        self.settle()
-        by_name = self._by_name
-        touched: dict[Node, int] = {}
-        for device in devices:
-            known = self.devices.get(device.id)  # a machine may have got another name since
-            node = by_name.get(known.location.node if known is not None else device.node)
+        if self._dirty:
+            self.settle()
+        by_name, known = self._by_name, self.devices
+        last: Node | None = None
+        mask = 0
+        for device in devices:  # of one node after the other, as they were chosen
+            found = known.get(device.id)  # a machine may have got another name since
+            node = by_name.get(found.location.node if found is not None else device.node)
             position = node.place.get(device.id) if node is not None else None
-            if node is not None and position is not None:
-                touched[node] = touched.get(node, 0) | 1 << position
-        for node, mask in touched.items():
-            node.hold(mask, yes)
-            self.touched.append(node.index)
+            if position is None:
+                continue
+            if node is not last:
+                if last is not None:
+                    last.hold(mask, yes)
+                    self.touched.append(last.index)
+                last, mask = node, 0
+            mask |= 1 << position
+        if last is not None:
+            last.hold(mask, yes)
+            self.touched.append(last.index)
         if len(self.touched) > 4096 + 4 * len(self.nodes):
             self.forgotten_touches += len(self.touched)
             self.touched.clear()
@@ -295,6 +306,7 @@ class State:
         state.leases = {lease.id: lease for lease in snapshot.leases}
         state.claims = {claim.id: claim for claim in snapshot.claims}
         state.ended = {lease.id: lease for lease in snapshot.ended}
+        state._over.extend(state.ended)
         state.fenced = dict(snapshot.fenced)
         for lease in snapshot.leases:
             state.holders.update(dict.fromkeys((device.id for device in lease.devices), lease.id))

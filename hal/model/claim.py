@@ -78,11 +78,13 @@ def check_claim(claim: Claim) -> Claim:
 
 def check_holder(claim: Claim) -> None:
     """Check what a claim says about its holder alone: id, tenant and time to live."""
-    if not _is_word(claim.id) or " " in claim.id:
+    word = claim.id
+    if not _is_word(word) or " " in word:
         raise _refuse(claim, f"the id {claim.id!r} is not 1 to {LONGEST_ID} printable characters without spaces")
     if not _is_word(claim.tenant):
         raise _refuse(claim, f"the tenant {claim.tenant!r} is not 1 to {LONGEST_ID} printable characters")
-    check_ttl(claim.ttl_seconds, claim.id, "claim")
+    if not (type(claim.ttl_seconds) is float and 0 < claim.ttl_seconds <= LONGEST_TTL_SECONDS):
+        check_ttl(claim.ttl_seconds, word, "claim")
 
 
 def check_ttl(seconds: float, lease_id: str, during: str) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import msgspec
 
+from hal.api.local import LocalBroker
 from hal.broker import command as c
 from hal.broker.ledger import Ledger
 from hal.broker.memory import MemoryStore
 from hal.broker.sqlite import SqliteStore
 from hal.model.claim import Claim
+from hal.model.device import Device
 from tests.bench.rows import Row, best
-from tests.unit.broker.fake import ManualClock
+from tests.unit.broker.fake import FakeDriver, ManualClock
 from tests.unit.broker.world import claim, request, server
 
 NODES = 1000
@@ -42,9 +44,33 @@ def run() -> Iterator[Row]:
             ratio=goal / rate,
             goal=f"at least {goal:,} a second",
             met=rate >= goal,
-            includes=f"{NODES:,} nodes, journal in memory: claim, prepared, release and proof, 4 commits",
+            includes=f"{NODES:,} nodes, journal in memory: claim, prepared, release and proof, 4 commits; "
+            "no driver is called, no guard page written, no device asked how it is",
         )
+    yield from _whole(devices)
     yield from _durable()
+
+
+def _whole(devices: list[Device]) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        driver = FakeDriver([], Path(folder, "hardware"))
+        driver.sample = lambda device_ids, deadline: []
+        driver.prepare = driver.unprepare = lambda device_id, grant, deadline: None
+        clock = ManualClock()
+        with LocalBroker(
+            {"fake": driver}, MemoryStore(), Path(folder), observe=lambda: devices, clock=clock, boot_id="bench"
+        ) as broker:
+            took = best(lambda: broker.claim("gpu").release(), repeat=5, number=200)
+    yield Row(
+        name="claim and give back through LocalBroker, 1 GPU",
+        measured=f"{1 / took:,.0f} a second",
+        peer="none",
+        ratio=None,
+        goal="none",
+        met=True,
+        includes=f"{NODES:,} nodes, journal in memory: the device is asked, prepared and unprepared by a driver that "
+        "does nothing, each call in a guarded thread; 3 writes to its guard page",
+    )
 
 
 def _cycles(ledger: Ledger, wanted: Claim, many: int = MANY):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.broker.matching import Assignment, Budget, NoPlace, OutOfBudget, Shortfall, match, solve
+from tests.budget import examples
 
 DEVICES = 6
 MASKS = st.integers(0, (1 << DEVICES) - 1)
@@ -35,7 +36,7 @@ def kept(choice, constraints, fate):
     return not fate or not any(fate[bit.bit_length() - 1] & ~bit & sum(used) for bit in used)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_solve_agrees_with_trying_everything(data):
     number = data.draw(st.integers(1, 3))

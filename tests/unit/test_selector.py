@@ -14,6 +14,7 @@ from hal.model.device import Device, Location
 from hal.model.health import Condition, Severity
 from hal.model.kind import Kind
 from hal.model.selector import compile_selector
+from tests.budget import examples
 
 GIB = 1 << 30
 
@@ -247,7 +248,7 @@ class Naive:
         return answer != flip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(text=EXPRESSIONS, x=VALUES, y=VALUES, z=VALUES)
 def test_the_compiler_agrees_with_a_naive_interpreter(text, x, y, z):
     values = {"x": x, "y": y, "z": z}
@@ -261,7 +262,7 @@ def test_the_compiler_agrees_with_a_naive_interpreter(text, x, y, z):
 PIECES = st.sampled_from([*"()[]{}.,'\"+-*/<>=!: ", " and ", " not ", " in ", "x", "1", "GiB", "has", "lambda", "é"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(text=st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=20).map("".join)))
 def test_no_text_whatever_raises_anything_but_a_selector_error(text):
     with suppress(SelectorError):

@@ -11,10 +11,11 @@ from hal.broker.journal import load_state
 from hal.broker.ledger import Ledger
 from hal.broker.memory import MemoryStore
 from hal.broker.record import LeaseEnded, LeaseGranted
-from hal.errors import ClaimError, LeaseNotFound, StaleFence
+from hal.errors import ClaimError, DeviceBusy, LeaseNotFound, StaleFence
 from hal.errors import LeaseEnded as LeaseIsOver
 from hal.model.kind import Kind
 from hal.model.lease import LeaseState
+from tests.budget import examples
 from tests.unit.broker.fake import ManualClock
 from tests.unit.broker.world import changed, claim, condition, device, request, server
 
@@ -36,6 +37,7 @@ class Broker(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.devices = {d.id: d for d in [*server("n0", 4), *CARD]}
         self.boot = 1
+        self.scarred: set[str] = set()
         self.acknowledged: dict[str, int] = {}
         self.start()
 
@@ -55,10 +57,12 @@ class Broker(RuleBasedStateMachine):
 
     @rule(id=NAMES, kind=st.integers(0, len(CLAIMS) - 1))
     def claim(self, id, kind):
+        fresh = id not in self.ledger.state.leases
         answer = self.attempt(c.ClaimDevices(claim=CLAIMS[kind](id)))
         if isinstance(answer, c.Granted):
-            for held in answer.lease.devices:
+            for held in answer.lease.devices if fresh else ():
                 assert not self.devices[held.id].conditions
+                assert held.id not in self.scarred, "nobody has repaired it"
             self.acknowledged[id] = answer.lease.fence
 
     @rule(id=NAMES)
@@ -91,12 +95,26 @@ class Broker(RuleBasedStateMachine):
         self.clock.time += seconds
         self.ledger.execute(c.Expire())
 
-    @rule(index=st.integers(0, 13), sick=st.booleans())
-    def health_changes(self, index, sick):
+    @rule(index=st.integers(0, 13), sick=st.booleans(), latched=st.booleans())
+    def health_changes(self, index, sick, latched):
         device_id = sorted(self.devices)[index % len(self.devices)]
-        conditions = (condition(device_id),) if sick else ()
+        conditions = (condition(device_id, latched=latched),) if sick else ()
+        if sick and latched:
+            self.scarred.add(device_id)
         self.devices[device_id] = changed(self.devices[device_id], conditions=conditions)
         self.look()
+
+    @rule(index=st.integers(0, 13))
+    def repair(self, index):
+        known = self.ledger.state.devices
+        device_id = sorted(known)[index % len(known)]
+        conditions = self.devices[device_id].conditions if device_id in self.devices else ()
+        try:
+            self.ledger.execute(c.RepairDevice(device=device_id, how="reset", conditions=conditions))
+        except DeviceBusy:
+            return
+        if not any(found.latched for found in conditions):
+            self.scarred.discard(device_id)
 
     @rule(gone=st.booleans())
     def the_card_comes_and_goes(self, gone):
@@ -164,4 +182,4 @@ class Broker(RuleBasedStateMachine):
 
 
 TestBroker = Broker.TestCase
-TestBroker.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestBroker.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)
