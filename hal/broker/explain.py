@@ -219,6 +219,11 @@ def _no_place(state: State, claim: Claim, cause: NoPlace) -> str:
     view = view_of(state, (claim.requests, claim.constraints))
     best = _most_together(state, view, cause.constraint)
     wanted = sum(view.counts[i] for i in view.concerned[cause.constraint])
+    if best >= wanted:
+        return (
+            f"no single {place} has what {', '.join(concerned)} need{'s' * (len(concerned) == 1)}: the fullest of "
+            f"{cause.tried} offers {best} devices, but not so many of each, or they share their fate"
+        )
     return (
         f"no single {place} has what {', '.join(concerned)} need{'s' * (len(concerned) == 1)}: "
         f"{wanted} devices together, the fullest of {cause.tried} offers {best}"

@@ -224,6 +224,12 @@ def test_one_claim_never_gets_a_card_and_its_own_part():
     assert "share their fate" in refused(state, wanted)
 
 
+def test_a_place_with_enough_devices_of_the_wrong_sorts_is_not_said_to_have_too_few():
+    state = state_of([device("d0", Kind.DPU), device("n0", Kind.RNIC, parent="d0"), device("d1", Kind.DPU, "n1")])
+    wanted = claim("a", requests=(request("dpu"), request("rnic")), same="node")
+    assert "share their fate" in refused(state, wanted)
+
+
 def test_a_held_parent_that_stops_being_allocatable_still_holds_its_children():
     gpu = device("g0")
     state = state_of([gpu])

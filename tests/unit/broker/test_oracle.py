@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from itertools import combinations, product
 
@@ -14,9 +13,10 @@ from hal.broker.explain import explain
 from hal.model.claim import Constraint, Locality
 from hal.model.health import Severity
 from hal.model.kind import Kind
+from tests.budget import examples
 from tests.unit.broker.world import changed, claim, condition, device, grant, request, run, server, state_of
 
-SEEDS = int(os.environ.get("HAL_ORACLE_SEEDS", "1500"))
+SEEDS = examples(1500)
 
 
 def random_world(rng):
