@@ -66,6 +66,9 @@ def _region_above(path: str | None) -> str | None:
 
 def _add_dimm(scan: Scan, name: str, path: str) -> str:
     tree = scan.tree
+    behind = _cxl_device(tree, path)
+    if behind is not None:
+        return behind
     place = scan.placement.place_folder(name, path)
     facts = scan.facts(None, place)
     serial = tree.line(path + "/nfit/serial")
@@ -97,6 +100,18 @@ def _add_dimm(scan: Scan, name: str, path: str) -> str:
         attributes=facts,
         aliases=("nd:" + name, *(("serial:" + own,) if own is not None else ())),
     )
+
+
+def _cxl_device(tree: Tree, path: str) -> str | None:
+    """Return the id of the CXL memory device that an nvdimm is another face of, None for a DIMM of its own.
+
+    The kernel writes ``cxl/id`` as a signed decimal number (``drivers/cxl/pmem.c``), and the same serial number in
+    hexadecimal at the memory device, which is where the device is described.
+    """
+    number = word(tree.line(path + "/cxl/id"))
+    if number is None or not number.removeprefix("-").isdecimal() or not tree.names("bus/cxl/devices"):
+        return None
+    return f"dimm-{int(number) & 0xFFFF_FFFF_FFFF_FFFF:x}"
 
 
 def _add_region(scan: Scan, name: str, path: str, dimms: dict[str, str]) -> str:

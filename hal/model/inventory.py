@@ -216,16 +216,25 @@ def _differences(before: Device, after: Device) -> tuple[str, ...]:
         if was != now:
             lines.append(f"{name}: {_say(was)} -> {_say(now)}")
     for field in Device.__struct_fields__:
-        if field in ("id", "attributes", "conditions"):
+        if field in ("id", "attributes", "conditions", "links"):
             continue
         was, now = getattr(before, field), getattr(after, field)
         if was != now:
             lines.append(f"{field}: {was} -> {now}")
+    was_linked, is_linked = ({_link(one): one.state for one in device.links} for device in (before, after))
+    for name in sorted(was_linked.keys() | is_linked.keys()):
+        if was_linked.get(name) != is_linked.get(name):
+            lines.append(f"link {name}: {was_linked.get(name, 'nothing')} -> {is_linked.get(name, 'nothing')}")
     gone = {c.type for c in before.conditions} - {c.type for c in after.conditions}
     fresh = {c.type for c in after.conditions} - {c.type for c in before.conditions}
     lines.extend(f"condition {name} cleared" for name in sorted(gone))
     lines.extend(f"condition {name}" for name in sorted(fresh))
     return tuple(lines)
+
+
+def _link(link: Link) -> str:
+    far = f" to {link.peer}" if link.peer else ""
+    return f"{link.type}{far}{f' ({link.detail})' if link.detail else ''}, {link.lanes} lanes"
 
 
 def _say(attribute: object) -> str:

@@ -122,3 +122,12 @@ def test_real_time_cannot_be_advanced(run, tmp_path):
     code, _, err = run("advance", "1", HAL_MACHINE=f"dgx-h100?state={tmp_path}")
     assert code == 64
     assert "clock=virtual" in err
+
+
+def test_a_power_failure_says_what_was_lost(run, tmp_path):
+    machine = f"optane-server?state={tmp_path}"
+    code, out, _ = run("power-failure", "region0", HAL_MACHINE=machine)
+    assert code == 0
+    assert "0 words of 8 bytes in 0 cache lines were not durable, 0 are lost" in out
+    assert len(run("power-failure", HAL_MACHINE=machine)[1].splitlines()) == 2
+    assert run("power-failure", "region7", HAL_MACHINE=machine)[0] == 1

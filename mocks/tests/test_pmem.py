@@ -141,7 +141,7 @@ def test_a_region_is_found_with_its_dimms(machine):
     pmem = found["pmem-a1b2c3d4e5f60718"]
     assert (pmem.kind, pmem.name, pmem.allocatable, pmem.parent) == (Kind.PMEM, "region0", True, None)
     assert pmem.value("mode") == "devdax"
-    assert pmem.value("dimms") == ("0x0000c0d0",)
+    assert pmem.value("dimms") == ("dimm-0x0000c0d0",)
     dimm = found["dimm-0x0000c0d0"]
     assert (dimm.kind, dimm.allocatable) == (Kind.MEMORY, False)
 

@@ -57,6 +57,7 @@ SHARED = frozenset(
         "generation",
         "mode",
         "set_cookie",
+        "dimms",
         "persistence_domain",
         "size_bytes",
         "memory_bytes",
@@ -270,6 +271,11 @@ def test_a_region_turns_read_only_and_bad_in_places(machine):
     mock.heal("region0", FaultType.READ_ONLY)
     assert (region / "read_only").read_text() == "0\n"
     assert root.path("sys/bus/nd/devices/region1/badblocks").read_text() == ""
+
+
+def test_a_cxl_module_is_one_device_though_the_kernel_shows_its_memory_twice(rendered):
+    found = [device for device in found_on(rendered("cxl-server")).values() if device.kind is Kind.MEMORY]
+    assert sorted(device.name for device in found) == ["mem0", "mem1", "mem2", "mem3", "memory0", "memory1"]
 
 
 @pytest.mark.parametrize(("profile", "dimm", "bus"), [("optane-server", "nmem3", "nd"), ("cxl-server", "mem1", "cxl")])

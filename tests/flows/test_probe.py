@@ -240,7 +240,9 @@ def test_watch_says_what_fails_and_what_heals(machines: Machines, report: dict[s
         assert watching.wait(30) == 0
 
 
-@pytest.mark.parametrize("arguments", [("--frmat", "json"), ("--root", "/nonexistent"), ("--where", "1 +"), ("--where", "numer == 1")])
+@pytest.mark.parametrize(
+    "arguments", [("--frmat", "json"), ("--root", "/nonexistent"), ("--where", "1 +"), ("--where", "numer == 1")]
+)
 def test_usage_mistakes_end_with_64_and_say_what_to_try(machines: Machines, arguments: tuple[str, ...]):
     done = machines.doors.run("hal-probe", *arguments)
     assert (done.returncode, done.stdout) == (64, "")

@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     verb("faults", _faults, "list what is set to go wrong, and what is wrong now")
     advance = verb("advance", _advance, "move virtual time on (HAL_MACHINE=...?clock=virtual)")
     advance.add_argument("seconds", type=float, metavar="SECONDS")
+    power = verb("power-failure", _power_failure, "cut the power: persistent memory keeps only what may survive")
+    power.add_argument("region", nargs="?", metavar="REGION", help="one region by id or name; without it all hosts")
+    power.add_argument("--host", metavar="HOST", help="one host of a rack")
+    power.add_argument("--seed", type=int, metavar="N", help="the same seed and state give the same outcome")
     verb("reset", _reset, "forget everything the machine remembers: faults, device state, trees")
     return parser
 
@@ -192,6 +196,17 @@ def _heal(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     machine = _machine(environ)
     count = machine.heal(options.device, _type(options.type) if options.type else None)
     _say(f"{count} {'fault' if count == 1 else 'faults'} healed")
+    return 0
+
+
+def _power_failure(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from hal_mocks.pmem_crash import power_failure
+
+    for loss in power_failure(_machine(environ), options.region, options.host, options.seed):
+        _say(
+            f"{loss.region}: {loss.dirty_words} words of 8 bytes in {loss.dirty_lines} cache lines were not durable, "
+            f"{loss.dirty_words - loss.kept_words} are lost"
+        )
     return 0
 
 

@@ -199,7 +199,7 @@ def _attributes(region: PmemRegion, facts: Region, modes: tuple[str, ...]) -> di
         "available_bytes": known(facts.available_bytes, "sysfs:available_size"),
         "line_bytes": known(facts.line_bytes, _SOURCE),
         "granule_bytes": known(facts.granule_bytes, _SOURCE),
-        "dimms": known(facts.dimms, "sysfs:mappings"),
+        "dimms": known(tuple(f"dimm-{serial}" for serial in facts.dimms), "sysfs:mappings"),
         "locked": known(facts.locked, "sysfs:security"),
         "encrypted": known(facts.encrypted, "sysfs:security"),
         "read_only": known(facts.read_only, "sysfs:read_only"),

@@ -296,7 +296,8 @@ def _add_cxl(
             bridged = []
             for dimm in region.dimms:
                 bridged.append(f"nmem{first_nmem}")
-                facts = {"devtype": "nvdimm", "state": "active", "security": "disabled", "cxl/id": f"0x{dimm.serial}"}
+                facts = {"devtype": "nvdimm", "state": "active", "security": "disabled"}
+                facts["cxl/id"] = str(int(dimm.serial, 16))  # decimal, as drivers/cxl/pmem.c writes it
                 files.device(f"{bus}/nmem{first_nmem}", "bus/nd", facts, {"DEVTYPE": "nvdimm"}, "nvdimm")
                 first_nmem += 1
             _add_region(files, region, bus, address, views[region.name], bridged)
