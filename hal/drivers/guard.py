@@ -1,25 +1,30 @@
 """How a handle learns, without asking anybody, that its lease has ended.
 
-Each prepared device has one page of two 64-bit words in the runtime folder: the fence that holds it, and the time
-(CLOCK_BOOTTIME, nanoseconds) at which the lease expires. The agent writes it, every handle maps it. Ending a lease is
-one store; noticing it costs a holder two loads and a clock read. The page says nothing about who may claim: that is
-the journal's, and expiry here is only the holder's own promise to stop.
+Each prepared device has one page of two 64-bit words in the runtime folder: the fence that holds it (an unsigned
+integer), and the time at which the lease expires (seconds on CLOCK_BOOTTIME, an IEEE double, which Python compares in
+half the time of an integer of that size). The agent writes it, every handle maps it. Ending a lease is one store;
+noticing it costs a holder two loads and a clock read. The page says nothing about who may claim: that is the
+journal's, and expiry here is only the holder's own promise to stop.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import struct
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from hal.errors import AccessDenied, LeaseEnded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PAGE_BYTES = 16
 FOREVER_NS = (1 << 63) - 1
+_WORD = struct.Struct("<Q")
+_TIME = struct.Struct("<d")
 LONGEST_NAME = 200
 
 
@@ -62,19 +67,19 @@ class PageGuard:
     through it, has cleared the page.
     """
 
-    __slots__ = ("_ahead_ns", "_map", "_now_ns", "_path", "_words", "device", "fence", "lease")
+    __slots__ = ("_map", "check", "device", "fence", "lease")
+
+    check: Callable[[], None]
+    """Return if the lease still stands, else raise :class:`~hal.errors.LeaseEnded`."""
 
     def __init__(self, path: Path, device: str, lease: str, fence: int) -> None:
         self.device = device
         self.lease = lease
         self.fence = fence
-        self._path = path
-        self._now_ns = time.monotonic_ns
-        self._ahead_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            raise self._ended("the device is not prepared for anybody") from None
+            raise _ended(device, lease, "the device is not prepared for anybody") from None
         except OSError as error:
             raise AccessDenied(
                 f"the guard page of lease {lease} cannot be read: {error.strerror}",
@@ -85,27 +90,35 @@ class PageGuard:
         try:
             self._map = mmap.mmap(descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
         except (ValueError, OSError):  # shorter than a page: cut off, or not yet written
-            raise self._ended("its guard page is empty") from None
+            raise _ended(device, lease, "its guard page is empty") from None
         finally:
             os.close(descriptor)
-        self._words = memoryview(self._map).cast("Q")
+        self.check = self._compile()
         self.check()
 
-    def check(self) -> None:
-        """Two loads and a clock read."""
-        words = self._words
-        if words[0] != self.fence:
-            raise self._ended("it was released, or taken back and given to a later holder")
-        if words[1] < self._now_ns() + self._ahead_ns:
-            raise self._ended("it expired without being renewed")
+    def _compile(self) -> Callable[[], None]:
+        # A closure: it runs before every verb of every handle, and finds its names twice as fast as a method does.
+        page = memoryview(self._map)
+        fences, times, fence, now = page.cast("Q"), page.cast("d"), self.fence, time.monotonic
+        ahead = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+        device, lease = self.device, self.lease  # not self: a cycle would keep the page mapped until a collection
 
-    def _ended(self, why: str) -> LeaseEnded:
-        return LeaseEnded(
-            f"lease {self.lease} has ended: {why}",
-            device=self.device,
-            during="use",
-            hint="claim again, and renew before the lease expires",
-        )
+        def check() -> None:
+            if fences[0] != fence:
+                raise _ended(device, lease, "it was released, or taken back and given to a later holder")
+            if times[1] < now() + ahead:
+                raise _ended(device, lease, "it expired without being renewed")
+
+        return check
+
+
+def _ended(device: str, lease: str, why: str) -> LeaseEnded:
+    return LeaseEnded(
+        f"lease {lease} has ended: {why}",
+        device=device,
+        during="use",
+        hint="claim again, and renew before the lease expires",
+    )
 
 
 def page_path(folder: Path, device_id: str) -> Path:
@@ -159,11 +172,12 @@ class GuardPages:
         return PageGuard(self.path(device_id), device_id, lease, fence)
 
     def _write(self, device_id: str, fence: int, expires_ns: int) -> None:
-        # Expiry first when it shortens, fence last: a reader that sees the new fence sees its expiry too (x86 and Arm
-        # both keep 8-byte aligned stores whole; pwrite of 16 bytes within one page is one copy in the kernel).
+        # Expiry first, fence last: who sees the new fence sees its expiry, too. Aligned words of 8 bytes are stored
+        # whole on x86 and Arm.
+        expires = float("inf") if expires_ns >= FOREVER_NS else expires_ns * 1e-9
         descriptor = os.open(self.path(device_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.pwrite(descriptor, expires_ns.to_bytes(8, "little"), 8)
-            os.pwrite(descriptor, fence.to_bytes(8, "little"), 0)
+            os.pwrite(descriptor, _TIME.pack(expires), 8)
+            os.pwrite(descriptor, _WORD.pack(fence), 0)
         finally:
             os.close(descriptor)
