@@ -50,6 +50,7 @@ class Agent:
         self.drivers = drivers
         self.pages = pages
         self.deadline_seconds = deadline_seconds
+        self.patience_seconds = 1.0
         self._returned: set[str] = set()
         self._calls: dict[str, Call[None]] = {}
 
@@ -257,7 +258,7 @@ class Agent:
         deadline = self._deadline()
         call = self._calls[device.id] = Call(lambda: verb(device.id, grant, deadline), f"{step}-{device.id}")
         # A little longer than the driver's own deadline, so that a driver that keeps it can say what happened.
-        if not call.join(Deadline.after(self.deadline_seconds + 1.0)):
+        if not call.join(Deadline.after(self.deadline_seconds + self.patience_seconds)):
             raise DeadlineExceeded(
                 "the driver did not return; the outcome is unknown",
                 device=device.id,
