@@ -7,13 +7,11 @@ import hashlib
 import threading
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hal.drivers.contract import Grant
-from hal.drivers.guard import OpenGuard
 from hal.errors import (
     DeadlineExceeded,
     DeviceBusy,
@@ -37,27 +35,8 @@ from hal_mocks.dpu_boot import plan_boot
 from hal_mocks.dpu_handle import MockDpu
 from hal_mocks.dpu_state import begin_boot, boot_state, is_up
 from hal_mocks.faults import FaultType
-from hal_mocks.graph import Graph
 from hal_mocks.machine import Machine
-from hal_mocks.profile import load_profile
-
-BFB = b"Bf\x02\x13" + b"boot" * 100_000
-SOON = 10.0
-
-
-def graph(**fields: object) -> Graph:
-    """The BlueField host with some fields of its first card replaced."""
-    whole = load_profile("bluefield-host", seed=7)
-    host = whole.hosts[0]
-    card = msgspec.structs.replace(host.dpus[0], **fields)
-    return msgspec.structs.replace(whole, hosts=(msgspec.structs.replace(host, dpus=(card, *host.dpus[1:])),))
-
-
-def open_card(machine: Machine, fence: int = 1) -> MockDpu:
-    driver = MockDpuDriver(machine)
-    dpu_id = f"dpu-{machine.graph.hosts[0].dpus[0].serial}"
-    driver.prepare(dpu_id, Grant(lease="test", fence=fence), Deadline.after(SOON))
-    return driver.open(dpu_id, OpenGuard(lease="test", fence=fence), Deadline.after(SOON))
+from mocks.tests.cards import BFB, SOON, graph, open_card
 
 
 @pytest.fixture

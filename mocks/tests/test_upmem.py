@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hal.drivers.contract import Driver, Grant
-from hal.drivers.guard import GuardPages, OpenGuard
+from hal.drivers.guard import GuardPages
 from hal.errors import DeadlineExceeded, DeviceBusy, DeviceGone, LeaseEnded, ProgramFault
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.upmem import Direction, RunState
@@ -20,32 +20,12 @@ from hal.model.kind import Kind
 from hal.testing.kinds.upmem import UpmemConformance
 from hal_mocks.clock import RealClock, VirtualClock
 from hal_mocks.faults import FaultType
-from hal_mocks.graph import Graph, Host, Numa, UpmemDimm, UpmemRank
 from hal_mocks.machine import Machine
 from hal_mocks.upmem import MockUpmemDriver
 from hal_mocks.upmem_context import Context
-from hal_mocks.upmem_handle import MockUpmem
 from hal_mocks.upmem_program import Mram, Program, Wram
 from hal_mocks.upmem_programs import DOUBLE
-
-RANK = "upmem-DIMM42-0"
-
-
-def graph(per_ci: int = 1, disabled: tuple[int, ...] = (3,)) -> Graph:
-    dimm = UpmemDimm(
-        name="dimm0", serial="DIMM42", part_number="UPMEM-E19", numa_node=0, channel=1, slot=0, ranks=("r0", "r1")
-    )
-    ranks = tuple(
-        UpmemRank(name=f"dpu_rank{index}", dimm="dimm0", index=index, dpus_per_ci=per_ci, disabled=disabled)
-        for index in (0, 1)
-    )
-    host = Host(
-        name="node0",
-        numa=(Numa(id=0, cpus="0-1", memory_bytes=1 << 30),),
-        upmem_dimms=(dimm,),
-        upmem_ranks=ranks,
-    )
-    return Graph(name="upmem-test", hosts=(host,))
+from mocks.tests.ranks import RANK, count_bytes, graph, opened
 
 
 @pytest.fixture
@@ -57,14 +37,6 @@ def machine(tmp_path: Path) -> Machine:
 def rank(machine: Machine):
     with opened(machine) as rank:
         yield rank
-
-
-def opened(machine: Machine, rank_id: str = RANK) -> MockUpmem:
-    return MockUpmemDriver(machine).open(rank_id, OpenGuard(), Deadline.after(10))
-
-
-def count_bytes(value: int) -> bytes:
-    return value.to_bytes(4, "little")
 
 
 def crash(ctx: Context) -> None:
