@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from hal.drivers.contract import Driver
 
+_PLUGINS_SECONDS = 2.0
+
 
 class Keeper(Protocol):
     """Who can renew and release: a broker."""
@@ -110,10 +112,18 @@ class HeldLease:
             driver = self._drivers[name]
         return driver
 
-    def env(self, exporters: Iterable[Any] = ()) -> dict[str, str]:
-        """Return the environment for a program that shall use the devices (see :mod:`hal.export.environment`)."""
+    def env(self, exporters: Iterable[Any] | None = None) -> dict[str, str]:
+        """Return the environment for a program that shall use the devices (see :mod:`hal.export.environment`).
+
+        ``exporters`` are asked after the built-in ones; without it, those of all installed plugins.
+        """
         from hal.export.environment import environment
 
+        if exporters is None:
+            from hal.drivers.entries import installed
+            from hal.drivers.loader import loaded_exporters
+
+            exporters = loaded_exporters(installed(), Deadline.after(_PLUGINS_SECONDS))
         return environment(self.devices, self.lease, exporters)
 
     def renew(self, ttl_seconds: float | None = None) -> Lease:

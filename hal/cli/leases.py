@@ -106,23 +106,13 @@ def do_env(options: argparse.Namespace) -> int:
     """``hal env``: print the lease's environment for a POSIX shell."""
     with open_local(options) as broker:
         held = broker.get(options.lease)
-        variables = held.env(_exporters())
+        variables = held.env()
     if options.json:
         print_json(variables)
     else:
         for name, value in variables.items():
             print(f"export {name}={quoted(value)}")
     return 0
-
-
-def _exporters() -> tuple[Any, ...]:
-    import os
-
-    from hal.drivers.entries import installed
-    from hal.drivers.loader import loaded_exporters
-    from hal.interfaces.deadline import Deadline
-
-    return loaded_exporters(installed(os.environ), Deadline.after(2.0))
 
 
 def do_renew(options: argparse.Namespace) -> int:
