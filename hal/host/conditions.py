@@ -8,7 +8,7 @@ from hal.model.attributes import Attribute
 from hal.model.health import Action, Condition, Radius, Severity
 
 _Facts = dict[str, Attribute]
-_JUDGED = frozenset({"link_max_width", "port_state", "bad_blocks", "state"})
+_JUDGED = ("link_max_width", "port_state", "bad_blocks", "state")
 
 
 def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
@@ -17,27 +17,25 @@ def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     A narrow link or a port that is down may be meant so and is a warning; bad blocks and a controller that is not live
     are worse. A slow link is none: idle devices slow theirs down to save power.
     """
-    if _JUDGED.isdisjoint(facts):
+    widest, state, bad_blocks, live = map(facts.get, _JUDGED)
+    if widest is state is bad_blocks is live is None:
         return ()
     found: list[Condition] = []
-    width, most = _number(facts, "link_width"), _number(facts, "link_max_width")
+    width, most = _number(facts.get("link_width")), _number(widest)
     if width is not None and most is not None and width < most:
         found.append(_condition(id, "LinkNarrow", Severity.WARN, f"{width} of {most} PCI Express lanes", Radius.LINK))
-    state = facts.get("port_state")
     if state is not None and state.known and state.value != "active":
         found.append(_condition(id, "LinkDown", Severity.WARN, f"the port is {state.value}", Radius.LINK))
-    bad = _number(facts, "bad_blocks")
+    bad = _number(bad_blocks)
     if bad:
         evidence = f"{bad} bad blocks of 512 bytes"
         found.append(_condition(id, "BadBlocks", Severity.DEGRADED, evidence, Radius.DEVICE, Action.REPLACE))
-    live = facts.get("state")
     if live is not None and live.known and live.value not in ("live", "new", "connecting"):
         found.append(_condition(id, "NotLive", Severity.CRITICAL, f"the controller is {live.value}", Radius.DEVICE))
     return tuple(found)
 
 
-def _number(facts: _Facts, name: str) -> int | None:
-    attribute = facts.get(name)
+def _number(attribute: Attribute | None) -> int | None:
     value = attribute.value if attribute is not None else None
     return value if isinstance(value, int) else None
 

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from hal.host.missing import ABSENT_LINK, EMPTY, NOT_TEXT, Missing
+from hal.host.missing import ABSENT_LINK, EMPTY, NOT_TEXT, NOT_THERE, Missing
 from hal.model.attributes import Absence
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 FOLDER = os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOFOLLOW
 PAGE_BYTES = 4096
+_FEW_BYTES = 400  # longer than most attributes, and short enough for Python to take it from its own pool
 BLANK = " \n\t\r\0"
+_CONTROL = Missing(Absence.MALFORMED, "control characters")
 
 
 class Folder:
@@ -36,21 +38,40 @@ class Folder:
 
     def read(self, name: str) -> str | Missing:
         """Return the text of an attribute without the white space around it, or why there is none."""
+        return self.read_many((name,))[0]
+
+    def read_many(self, names: tuple[str, ...]) -> list[str | Missing]:
+        """Return several attributes, each like :meth:`read`; the quick way."""
         if self._fd < 0:
-            return self._tree.read(f"{self.path}/{name}")
-        try:
-            descriptor = os.open(name, FLAGS, dir_fd=self._fd)
-        except OSError as error:
-            return self._tree.why(error, f"{self.path}/{name}")
-        try:
-            data = os.read(descriptor, PAGE_BYTES)
-            return (data.decode().strip(BLANK) or EMPTY) if data else why_empty(descriptor)
-        except UnicodeDecodeError:
-            return NOT_TEXT
-        except OSError as error:
-            return self._tree.why(error, f"{self.path}/{name}")
-        finally:
-            os.close(descriptor)
+            return self._tree.read_many(self.path, names)
+        return read_texts(self._tree, self._fd, "", names, self.path)
+
+    def line(self, name: str) -> str | Missing:
+        """Return an attribute that is one printable line."""
+        return one_line_of(self.read_many((name,))[0])
+
+    def below(self, name: str) -> Folder:
+        """Return a folder in this one, open if it is there and no link; the caller closes it."""
+        path = f"{self.path}/{name}"
+        if self._fd >= 0:
+            try:
+                return Folder(self._tree, path, os.open(name, FOLDER, dir_fd=self._fd))
+            except OSError:
+                pass
+        return Folder(self._tree, path)
+
+    def holds(self, name: str) -> bool:
+        """True if there is something of that name, whatever it is, and if it is a link, where it leads."""
+        if self.lacks(name):
+            return False
+        if self._fd >= 0:
+            try:
+                os.close(os.open(name, FOLDER, dir_fd=self._fd))  # a folder, the usual thing to be asked for
+            except OSError:
+                pass
+            else:
+                return True
+        return self._tree.exists(f"{self.path}/{name}")
 
     def open(self, name: str) -> int | Missing:
         """Open a file for reading here and there (``os.pread``); the caller closes the descriptor."""
@@ -73,6 +94,46 @@ class Folder:
     def lacks(self, name: str) -> bool:
         """True if there is certainly no entry of that name: much quicker than to fail to read it."""
         return self._fd >= 0 and not os.access(name, os.F_OK, dir_fd=self._fd, follow_symlinks=False)
+
+
+def read_texts(
+    tree: Tree, top: int, start: str, names: tuple[str, ...], folder: str, limit: int = PAGE_BYTES
+) -> list[str | Missing]:
+    """Return the texts of files whose paths, from the open folder ``top``, are ``start`` and a name.
+
+    ``folder`` is where they are in the tree. A file is read once, and a second time only if it is a long one.
+    """
+    open_, read, close = os.open, os.read, os.close
+    few = min(_FEW_BYTES, limit)
+    found: list[str | Missing] = []
+    for name in names:
+        try:
+            descriptor = open_(start + name, FLAGS, dir_fd=top)
+        except OSError as error:
+            found.append(tree.why(error, f"{folder}/{name}" if folder else name))
+            continue
+        except ValueError:  # a NUL within the name
+            found.append(NOT_THERE)
+            continue
+        try:
+            data = read(descriptor, few)
+            if len(data) == few < limit:
+                data += read(descriptor, limit - few)
+            found.append((data.decode().strip(BLANK) or EMPTY) if data else why_empty(descriptor))
+        except UnicodeDecodeError:
+            found.append(NOT_TEXT)
+        except OSError as error:
+            found.append(tree.why(error, f"{folder}/{name}" if folder else name))
+        finally:
+            close(descriptor)
+    return found
+
+
+def one_line_of(found: str | Missing) -> str | Missing:
+    """Return a text if it is one printable line."""
+    if isinstance(found, str) and not found.isprintable():
+        return _CONTROL
+    return found
 
 
 def decode(data: bytes) -> str | Missing:

@@ -26,12 +26,13 @@ def find_nodes(scan: Scan) -> None:
         return
     for node in sorted(placement.cpus):
         here = f"{NODES}/node{node}"
-        shared = {"numa_node": Attribute(node, "sysfs:node"), "numa_distances": _distances(scan, here)}
+        distances, meminfo = tree.read_many(here, ("distance", "meminfo"))
+        shared = {"numa_node": Attribute(node, "sysfs:node"), "numa_distances": _distances(distances)}
         cpulist = placement.cpulists[node]
         cpus = placement.cpus[node]
         if cpus or not cpulist.known:
             _add_cpus(scan, node, {**shared, "cpulist": cpulist, "cpu_model": model}, len(cpus))
-        memory = _total(tree.read(here + "/meminfo"), "sysfs:meminfo")
+        memory = _total(meminfo, "sysfs:meminfo")
         if memory.value != 0:
             _add_memory(scan, node, {**shared, "memory_bytes": memory})
 
@@ -95,11 +96,10 @@ def _total(text: str | Missing, source: str) -> Attribute:
     return Attribute(source=source, absent=Absence.NOT_REPORTED, detail="no MemTotal")
 
 
-def _distances(scan: Scan, here: str) -> Attribute:
-    text = scan.tree.read(here + "/distance")
+def _distances(text: str | Missing) -> Attribute:
     if not isinstance(text, str):
         return text.attribute("sysfs:distance")
     parts = text.split()
-    if not all(part.isdecimal() and len(part) < 6 for part in parts):
+    if parts and not ("".join(parts).isdecimal() and max(map(len, parts)) < 6):
         return malformed("sysfs:distance", "not numbers")
-    return Attribute(tuple(int(part) for part in parts), "sysfs:distance")
+    return Attribute(tuple(map(int, parts)), "sysfs:distance")

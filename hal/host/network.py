@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from hal.host.folder import Folder
 from hal.host.missing import NOT_THERE, Missing
 from hal.host.numa import Place
 from hal.host.pci import Function, address_on
 from hal.host.scan import Scan, malformed, one_line, whole_number
-from hal.host.tree import Tree
 from hal.model.attributes import Absence, Attribute
 from hal.model.device import Location
 from hal.model.kind import Kind
@@ -56,24 +56,23 @@ def find_rnics(scan: Scan, interfaces: list[Interface]) -> None:
     for interface in interfaces:
         if interface.address is not None:
             by_address.setdefault(interface.address, interface)
-    for name, path in tree.entries(_RDMA):
+    for name, folder in tree.walk(_RDMA):
         if scan.expired():
             return
-        if path is None:
+        if folder is None:
             scan.complain(f"{_RDMA}/{name} leads out of the tree")
             continue
-        address = address_on(path)
+        address = address_on(folder.path)
         if address is None:
-            device = tree.resolve(path + "/device")
+            device = tree.resolve(folder.path + "/device")
             address = address_on(device) if device is not None else None
-        _add_rnic(scan, name, path, address, by_address)
+        _add_rnic(scan, name, folder, address, by_address)
 
 
-def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address: dict[str, Interface]) -> None:
-    tree = scan.tree
+def _add_rnic(scan: Scan, name: str, folder: Folder, address: str | None, by_address: dict[str, Interface]) -> None:
     function = scan.functions.get(address) if address is not None else None
     facts = scan.facts(function)
-    guid_text, firmware, board, model = tree.read_many(path, ("node_guid", "fw_ver", "board_id", "hca_type"))
+    guid_text, firmware, board, model = folder.read_many(("node_guid", "fw_ver", "board_id", "hca_type"))
     guid = _guid(guid_text)
     if guid is not None:
         facts["node_guid"] = Attribute(guid, "sysfs:node_guid")
@@ -84,11 +83,13 @@ def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address:
     facts["firmware"] = one_line(firmware, "sysfs:fw_ver")
     facts["board_id"] = one_line(board, "sysfs:board_id")
     facts["model"] = one_line(model, "sysfs:hca_type")
-    ndevs = _read_port(tree, path + "/ports/1", "", facts)
+    ports = folder.below("ports")
+    ndevs = _read_port(ports.below("1"), "", facts)
     count = 1
-    while count < _MOST_PORTS and tree.exists(f"{path}/ports/{count + 1}"):
+    while count < _MOST_PORTS and ports.holds(str(count + 1)):
         count += 1
-        ndevs += _read_port(tree, f"{path}/ports/{count}", f"port{count}_", facts)
+        ndevs += _read_port(ports.below(str(count)), f"port{count}_", facts)
+    ports.close()
     facts["ports"] = Attribute(count, "sysfs:ports")
     interface = by_address.get(address) if address is not None else None
     netdev = interface.name if interface is not None else (ndevs[0] if ndevs else None)
@@ -103,7 +104,7 @@ def _add_rnic(scan: Scan, name: str, path: str, address: str | None, by_address:
         facts["netdev"] = Attribute(source="sysfs:class/net", absent=Absence.NOT_REPORTED, detail="InfiniBand only")
     location = scan.locate(function)
     if function is None:
-        location, facts = _place_soft(scan, path, netdev, facts)
+        location, facts = _place_soft(scan, folder.path, netdev, facts)
     scan.add(
         id=None if guid is None else "rnic-" + guid,
         else_id=f"pci/{address}" if address is not None else f"rnic/{name}",
@@ -138,9 +139,9 @@ def _guid(text: str | Missing) -> str | None:
     return digits if len(digits) == 16 and _HEX.issuperset(digits) and digits.strip("0") else None
 
 
-def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) -> list[str]:
-    """Read one port; return the network interfaces that its GIDs belong to."""
-    state, layer, rate = tree.read_many(port, ("state", "link_layer", "rate"))
+def _read_port(port: Folder, prefix: str, facts: dict[str, Attribute]) -> list[str]:
+    """Read one port and close it; return the network interfaces that its GIDs belong to."""
+    state, layer, rate = port.read_many(("state", "link_layer", "rate"))
     if isinstance(state, str):
         word = state.partition(":")[2].strip().lower()
         facts[prefix + "port_state"] = (
@@ -152,12 +153,36 @@ def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) 
         facts[prefix + "port_state"] = state.attribute("sysfs:state")
     facts[prefix + "link_layer"] = one_line(layer, "sysfs:link_layer")
     facts[prefix + "rate_gbps"] = _rate(rate)
+    gids, indices = _read_gids(port)
+    if gids:
+        facts[prefix + "gids"] = Attribute(gids, "sysfs:gids")
+        beside = port.below("gid_attrs")
+        types, ndevs = _read_beside(beside, "types", indices), _read_beside(beside, "ndevs", indices)
+        beside.close()
+        if any(types):
+            facts[prefix + "gid_types"] = Attribute(types, "sysfs:gid_attrs/types")
+        if any(ndevs):
+            facts[prefix + "gid_netdevs"] = Attribute(ndevs, "sysfs:gid_attrs/ndevs")
+    else:
+        ndevs = ()
+        facts[prefix + "gids"] = Attribute(source="sysfs:gids", absent=Absence.NOT_REPORTED)
+    facts[prefix + "counters"] = (
+        Attribute(True, "sysfs:counters")
+        if port.holds("counters")
+        else Attribute(source="sysfs:counters", absent=Absence.NOT_REPORTED, detail="the driver counts nothing")
+    )
+    port.close()
+    return [name for name in ndevs if name]
+
+
+def _read_gids(port: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a port's GIDs and, for each, its row in the table."""
     gids: list[str] = []
-    types: list[str] = []
-    ndevs: list[str] = []
+    rows: list[str] = []
     holes = 0
+    table = port.below("gids")
     for index in range(_MOST_GIDS):
-        gid = tree.line(f"{port}/gids/{index}")
+        gid = table.line(str(index))
         if gid == NOT_THERE:
             break  # the table ends here
         if not isinstance(gid, str) or gid == _ZERO_GID:
@@ -168,24 +193,17 @@ def _read_port(tree: Tree, port: str, prefix: str, facts: dict[str, Attribute]) 
             continue
         holes = 0
         gids.append(gid)
-        kind = tree.line(f"{port}/gid_attrs/types/{index}")
-        types.append(kind if isinstance(kind, str) else "")
-        netdev = tree.line(f"{port}/gid_attrs/ndevs/{index}")
-        ndevs.append(netdev if isinstance(netdev, str) else "")
-    if gids:
-        facts[prefix + "gids"] = Attribute(tuple(gids), "sysfs:gids")
-        if any(types):
-            facts[prefix + "gid_types"] = Attribute(tuple(types), "sysfs:gid_attrs/types")
-        if any(ndevs):
-            facts[prefix + "gid_netdevs"] = Attribute(tuple(ndevs), "sysfs:gid_attrs/ndevs")
-    else:
-        facts[prefix + "gids"] = Attribute(source="sysfs:gids", absent=Absence.NOT_REPORTED)
-    facts[prefix + "counters"] = (
-        Attribute(True, "sysfs:counters")
-        if tree.exists(port + "/counters")
-        else Attribute(source="sysfs:counters", absent=Absence.NOT_REPORTED, detail="the driver counts nothing")
-    )
-    return [name for name in ndevs if name]
+        rows.append(str(index))
+    table.close()
+    return tuple(gids), tuple(rows)
+
+
+def _read_beside(attributes: Folder, name: str, rows: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a table beside that of the GIDs says of some rows, empty where it says nothing."""
+    table = attributes.below(name)
+    texts = table.read_many(rows)
+    table.close()
+    return tuple(text if isinstance(text, str) and text.isprintable() else "" for text in texts)
 
 
 def _rate(text: str | Missing) -> Attribute:

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from hal.errors import DriverError
-from hal.host.folder import BLANK, FLAGS, FOLDER, PAGE_BYTES, Folder, last_name, why_empty
-from hal.host.missing import ABSENT_LINK, BY_ERRNO, EMPTY, NOT_TEXT, NOT_THERE, OUTSIDE, recorded_absence
+from hal.host.folder import FLAGS, FOLDER, PAGE_BYTES, Folder, last_name, one_line_of, read_texts, why_empty
+from hal.host.missing import ABSENT_LINK, BY_ERRNO, NOT_THERE, OUTSIDE, recorded_absence
 from hal.host.missing import Missing as Missing  # part of what a tree says
 from hal.model.attributes import Absence, Attribute
 
@@ -88,36 +88,11 @@ class Tree:
             if resolved is None:
                 return [OUTSIDE] * len(names)
             folder = resolved
-        open_, read, close, top = os.open, os.read, os.close, self._fd
-        start = f"{folder}/" if folder else ""
-        found: list[str | Missing] = []
-        for name in names:
-            path = start + name
-            try:
-                descriptor = open_(path, FLAGS, dir_fd=top)
-            except OSError as error:
-                found.append(self.why(error, path))
-                continue
-            except ValueError:  # a NUL within the name
-                found.append(NOT_THERE)
-                continue
-            try:
-                data = read(descriptor, limit)
-                found.append(data.decode().strip(BLANK) or EMPTY if data else why_empty(descriptor))
-            except UnicodeDecodeError:
-                found.append(NOT_TEXT)
-            except OSError as error:
-                found.append(self.why(error, path))
-            finally:
-                close(descriptor)
-        return found
+        return read_texts(self, self._fd, f"{folder}/" if folder else "", names, folder, limit)
 
     def line(self, path: str) -> str | Missing:
         """Return an attribute that is one printable line."""
-        found = self.read(path)
-        if isinstance(found, str) and not found.isprintable():
-            return Missing(Absence.MALFORMED, "control characters")
-        return found
+        return one_line_of(self.read(path))
 
     def number(self, path: str) -> int | Missing:
         """Return an attribute that is a whole number, decimal or 0x hexadecimal, of at most 64 bits."""
@@ -164,7 +139,7 @@ class Tree:
 
         The folder is open until the next one is asked for; None for a link that leads out of the tree.
         """
-        canonical, up = self._canonical, "../" * (path.count("/") + 1)
+        canonical, top, trusted, up = self._canonical, self._fd, self.trusted, "../" * (path.count("/") + 1)
         skip = len(up)
         for name in self.names(path):
             here = f"{path}/{name}"
@@ -173,7 +148,7 @@ class Tree:
             if target is not None and target.startswith(up) and target.find("/.", skip) < 0 and "//" not in target:
                 where = target[skip:]
                 above = where[: where.rfind("/")]
-                if self.trusted or canonical.get(above) == above or self.resolve(above) == above:
+                if trusted or canonical.get(above) == above or self.resolve(above) == above:
                     descriptor = self._open_folder(where)  # which a link is not: looking is opening
                     if descriptor >= 0:
                         canonical[here] = canonical[where] = where

@@ -16,7 +16,10 @@ from hal.topology.route import Way, masters, path, shared
 
 def reference_nets() -> list[Path]:
     folder = Path(os.environ.get("HAL_REFERENCE_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    return sorted((folder / "address-nets").glob("*.json"))
+    files = sorted((folder / "address-nets").glob("*.json"))
+    if not files:
+        pytest.skip(f"no address-nets in {folder}; HAL_REFERENCE_DATA can name another folder")
+    return files
 
 
 def accept(base: int, limit: int, **more: frozenset[str]) -> Block:
@@ -222,7 +225,7 @@ REFERENCE_MISTAKES = {
 
 
 def test_published_machines_load_and_their_defects_are_named():
-    for file in reference_nets():  # an empty list where the reference data is not at hand
+    for file in reference_nets():
         net = load_net(file.read_bytes())
         found = {(finding.node, finding.mistake) for finding in check(net) if finding.mistake != "loop"}
         assert found == REFERENCE_MISTAKES.get(net.machine, set()), file.name
@@ -230,9 +233,8 @@ def test_published_machines_load_and_their_defects_are_named():
 
 def test_published_machines_resolve_through_buses_and_overlays():
     nets = {file.stem: load_net(file.read_bytes()) for file in reference_nets()}
-    if "Desktop" in nets:
-        desktop = nets["Desktop"]
-        assert {(n.node, n.address) for n in desktop.resolve(0, 0x100000)} == {(1, 0)}
-        assert {(n.node, n.address) for n in desktop.resolve(3, 0x100000000)} == {(1, 0xC0000000)}
-        assert {(n.node, n.address) for n in desktop.resolve("cpu_virt0", 0xFEE00010)} >= {(7, 0xFEE00010)}
-        assert desktop.reachable(4) >= {1}
+    desktop = nets["Desktop"]
+    assert {(n.node, n.address) for n in desktop.resolve(0, 0x100000)} == {(1, 0)}
+    assert {(n.node, n.address) for n in desktop.resolve(3, 0x100000000)} == {(1, 0xC0000000)}
+    assert {(n.node, n.address) for n in desktop.resolve("cpu_virt0", 0xFEE00010)} >= {(7, 0xFEE00010)}
+    assert desktop.reachable(4) >= {1}
