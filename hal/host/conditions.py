@@ -8,7 +8,6 @@ from hal.model.attributes import Attribute
 from hal.model.health import Action, Condition, Radius, Severity
 
 _Facts = dict[str, Attribute]
-_JUDGED = ("link_max_width", "port_state", "bad_blocks", "state")
 
 
 def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
@@ -17,19 +16,20 @@ def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     A narrow link or a port that is down may be meant so and is a warning; bad blocks and a controller that is not live
     are worse. A slow link is none: idle devices slow theirs down to save power.
     """
-    widest, state, bad_blocks, live = map(facts.get, _JUDGED)
-    if widest is state is bad_blocks is live is None:
-        return ()
     found: list[Condition] = []
-    width, most = _number(facts.get("link_width")), _number(widest)
+    get = facts.get
+    widest = get("link_max_width")
+    width, most = (_number(get("link_width")), _number(widest)) if widest is not None else (None, None)
     if width is not None and most is not None and width < most:
         found.append(_condition(id, "LinkNarrow", Severity.WARN, f"{width} of {most} PCI Express lanes", Radius.LINK))
+    state = get("port_state")
     if state is not None and state.known and state.value != "active":
         found.append(_condition(id, "LinkDown", Severity.WARN, f"the port is {state.value}", Radius.LINK))
-    bad = _number(bad_blocks)
+    bad = _number(get("bad_blocks"))
     if bad:
         evidence = f"{bad} bad blocks of 512 bytes"
         found.append(_condition(id, "BadBlocks", Severity.DEGRADED, evidence, Radius.DEVICE, Action.REPLACE))
+    live = get("state")
     if live is not None and live.known and live.value not in ("live", "new", "connecting"):
         found.append(_condition(id, "NotLive", Severity.CRITICAL, f"the controller is {live.value}", Radius.DEVICE))
     return tuple(found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from hal.host.missing import ABSENT_LINK, EMPTY, NOT_TEXT, NOT_THERE, Missing
 from hal.model.attributes import Absence
@@ -30,11 +31,23 @@ class Folder:
         self._fd = descriptor
         self.path = path
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give it back. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def forget(self) -> None:
+        """Note that it has been closed: from now on every question goes by way of the tree."""
+        self._fd = -1
 
     def read(self, name: str) -> str | Missing:
         """Return the text of an attribute without the white space around it, or why there is none."""
@@ -103,12 +116,12 @@ def read_texts(
 
     ``folder`` is where they are in the tree. A file is read once, and a second time only if it is a long one.
     """
-    open_, read, close = os.open, os.read, os.close
-    few = min(_FEW_BYTES, limit)
+    open_, read, close, flags, blank = os.open, os.read, os.close, FLAGS, BLANK
+    few = _FEW_BYTES if limit > _FEW_BYTES else limit
     found: list[str | Missing] = []
     for name in names:
         try:
-            descriptor = open_(start + name, FLAGS, dir_fd=top)
+            descriptor = open_(start + name, flags, dir_fd=top)
         except OSError as error:
             found.append(tree.why(error, f"{folder}/{name}" if folder else name))
             continue
@@ -119,7 +132,7 @@ def read_texts(
             data = read(descriptor, few)
             if len(data) == few < limit:
                 data += read(descriptor, limit - few)
-            found.append((data.decode().strip(BLANK) or EMPTY) if data else why_empty(descriptor))
+            found.append((data.decode().strip(blank) or EMPTY) if data else why_empty(descriptor))
         except UnicodeDecodeError:
             found.append(NOT_TEXT)
         except OSError as error:

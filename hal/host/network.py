@@ -83,13 +83,12 @@ def _add_rnic(scan: Scan, name: str, folder: Folder, address: str | None, by_add
     facts["firmware"] = one_line(firmware, "sysfs:fw_ver")
     facts["board_id"] = one_line(board, "sysfs:board_id")
     facts["model"] = one_line(model, "sysfs:hca_type")
-    ports = folder.below("ports")
-    ndevs = _read_port(ports.below("1"), "", facts)
-    count = 1
-    while count < _MOST_PORTS and ports.holds(str(count + 1)):
-        count += 1
-        ndevs += _read_port(ports.below(str(count)), f"port{count}_", facts)
-    ports.close()
+    with folder.below("ports") as ports:
+        ndevs = _read_port(ports, "1", "", facts)
+        count = 1
+        while count < _MOST_PORTS and ports.holds(str(count + 1)):
+            count += 1
+            ndevs += _read_port(ports, str(count), f"port{count}_", facts)
     facts["ports"] = Attribute(count, "sysfs:ports")
     interface = by_address.get(address) if address is not None else None
     netdev = interface.name if interface is not None else (ndevs[0] if ndevs else None)
@@ -139,9 +138,12 @@ def _guid(text: str | Missing) -> str | None:
     return digits if len(digits) == 16 and _HEX.issuperset(digits) and digits.strip("0") else None
 
 
-def _read_port(port: Folder, prefix: str, facts: dict[str, Attribute]) -> list[str]:
-    """Read one port and close it; return the network interfaces that its GIDs belong to."""
-    state, layer, rate = port.read_many(("state", "link_layer", "rate"))
+def _read_port(ports: Folder, number: str, prefix: str, facts: dict[str, Attribute]) -> list[str]:
+    """Read one port; return the network interfaces that its GIDs belong to."""
+    with ports.below(number) as port:
+        state, layer, rate = port.read_many(("state", "link_layer", "rate"))
+        gids, types, ndevs = _read_gids(port)
+        counters = port.holds("counters")
     if isinstance(state, str):
         word = state.partition(":")[2].strip().lower()
         facts[prefix + "port_state"] = (
@@ -153,56 +155,50 @@ def _read_port(port: Folder, prefix: str, facts: dict[str, Attribute]) -> list[s
         facts[prefix + "port_state"] = state.attribute("sysfs:state")
     facts[prefix + "link_layer"] = one_line(layer, "sysfs:link_layer")
     facts[prefix + "rate_gbps"] = _rate(rate)
-    gids, indices = _read_gids(port)
     if gids:
         facts[prefix + "gids"] = Attribute(gids, "sysfs:gids")
-        beside = port.below("gid_attrs")
-        types, ndevs = _read_beside(beside, "types", indices), _read_beside(beside, "ndevs", indices)
-        beside.close()
         if any(types):
             facts[prefix + "gid_types"] = Attribute(types, "sysfs:gid_attrs/types")
         if any(ndevs):
             facts[prefix + "gid_netdevs"] = Attribute(ndevs, "sysfs:gid_attrs/ndevs")
     else:
-        ndevs = ()
         facts[prefix + "gids"] = Attribute(source="sysfs:gids", absent=Absence.NOT_REPORTED)
     facts[prefix + "counters"] = (
         Attribute(True, "sysfs:counters")
-        if port.holds("counters")
+        if counters
         else Attribute(source="sysfs:counters", absent=Absence.NOT_REPORTED, detail="the driver counts nothing")
     )
-    port.close()
     return [name for name in ndevs if name]
 
 
-def _read_gids(port: Folder) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a port's GIDs and, for each, its row in the table."""
+def _read_gids(port: Folder) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return a port's GIDs and, for each, its type and its network interface, empty where that is not known."""
     gids: list[str] = []
     rows: list[str] = []
     holes = 0
-    table = port.below("gids")
-    for index in range(_MOST_GIDS):
-        gid = table.line(str(index))
-        if gid == NOT_THERE:
-            break  # the table ends here
-        if not isinstance(gid, str) or gid == _ZERO_GID:
-            # Tables have 16 to 256 rows, filled from the front with few holes: reading on costs a probe for nothing.
-            holes += 1
-            if holes >= _HOLES:
-                break
-            continue
-        holes = 0
-        gids.append(gid)
-        rows.append(str(index))
-    table.close()
-    return tuple(gids), tuple(rows)
+    with port.below("gids") as table:
+        for index in range(_MOST_GIDS):
+            gid = table.line(str(index))
+            if gid == NOT_THERE:
+                break  # the table ends here
+            if not isinstance(gid, str) or gid == _ZERO_GID:
+                # Tables have 16 to 256 rows, filled from the front with few holes: reading on costs a probe.
+                holes += 1
+                if holes >= _HOLES:
+                    break
+                continue
+            holes = 0
+            gids.append(gid)
+            rows.append(str(index))
+    if not gids:
+        return (), (), ()
+    with port.below("gid_attrs") as beside:
+        return tuple(gids), _read_beside(beside, "types", tuple(rows)), _read_beside(beside, "ndevs", tuple(rows))
 
 
 def _read_beside(attributes: Folder, name: str, rows: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a table beside that of the GIDs says of some rows, empty where it says nothing."""
-    table = attributes.below(name)
-    texts = table.read_many(rows)
-    table.close()
+    with attributes.below(name) as table:
+        texts = table.read_many(rows)
     return tuple(text if isinstance(text, str) and text.isprintable() else "" for text in texts)
 
 

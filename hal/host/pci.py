@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -18,6 +18,9 @@ from hal.model.attributes import Absence, Attribute
 DEVICES = "bus/pci/devices"
 _BRIDGE = "0604"
 _CONFIG_BYTES = 256
+_MOST_KNOWN = 256
+_FIRST = ("uevent", "numa_node")
+_REST_OF_LINK = ("current_link_width", "max_link_speed", "max_link_width")
 _HEX = frozenset("0123456789abcdef")
 _ZEROS = str.maketrans("123456789abcdef", "0" * 15)
 _ADDRESSES = frozenset("0" * digits + ":00:00.0" for digits in range(4, 9))
@@ -58,7 +61,7 @@ class Function(msgspec.Struct, eq=False):
 
 def is_address(name: str) -> bool:
     """True for ``dddd:bb:dd.f``; the domain may have up to eight digits."""
-    return name.translate(_ZEROS) in _ADDRESSES
+    return name[-2:-1] == "." and name.translate(_ZEROS) in _ADDRESSES
 
 
 def is_host_bridge(name: str) -> bool:
@@ -84,6 +87,7 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
     functions: dict[str, Function] = {}
     ancestries: dict[str, tuple[str, ...]] = {}
     bridges: list[tuple[Function, Express | None]] = []
+    linkless: set[tuple[str, str]] = set()
     strange: list[str] = []
     for name, folder in tree.walk(DEVICES):
         if folder is None or not is_address(name):
@@ -99,12 +103,12 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
             ancestries[path] = (*function.bridges, name)
             express = _ask_config(folder, whole=not tree.trusted)
             if express is not None and express.max_width and express.width:
-                _take_link(function.attributes, express)
+                function.attributes.update(_link_of(express))
             else:
-                _read_link(folder, function)
+                _read_link(folder, function, linkless)
             bridges.append((function, express))
             continue
-        _read_link(folder, function)
+        _read_link(folder, function, linkless)
         group = folder.link("iommu_group")
         if group is not None:
             function.attributes["iommu_group"] = Attribute(group, "sysfs:iommu_group")
@@ -119,8 +123,7 @@ def _depth(bridge: tuple[Function, Express | None]) -> int:
 
 
 def _identify(folder: Folder, function: Function) -> None:
-    uevent = folder.read("uevent")
-    function.numa_told = folder.read("numa_node")
+    uevent, function.numa_told = folder.read_many(_FIRST)
     usual = _usual(uevent) if isinstance(uevent, str) else None
     if usual is not None:
         function.vendor, function.device, function.class_code, function.driver, attributes = usual
@@ -136,7 +139,6 @@ def _identify(folder: Folder, function: Function) -> None:
 
 _Usual = tuple[str, str, str, str, dict[str, Attribute]]
 _USUAL: dict[str, _Usual] = {}
-_MOST_KNOWN = 256
 
 
 def _usual(uevent: str) -> _Usual | None:
@@ -189,30 +191,9 @@ def _read_id(folder: Folder, name: str, digits: int, attributes: dict[str, Attri
     return ""
 
 
-_KNOWN: dict[tuple[str, str], Attribute] = {}
-
-
-def _speed(text: str | Missing, file: str) -> Attribute:
+def _speed(text: str | Missing, source: str) -> Attribute:
     if not isinstance(text, str):
-        return text.attribute("sysfs:" + file)
-    known = _KNOWN.get((text, file))
-    return known if known is not None else _remember(text, file, _parse_speed(text, "sysfs:" + file))
-
-
-def _width(text: str | Missing, file: str) -> Attribute:
-    if not isinstance(text, str):
-        return text.attribute("sysfs:" + file)
-    known = _KNOWN.get((text, file))
-    return known if known is not None else _remember(text, file, _parse_width(text, "sysfs:" + file))
-
-
-def _remember(text: str, file: str, found: Attribute) -> Attribute:
-    if len(_KNOWN) < _MOST_KNOWN:
-        _KNOWN[text, file] = found
-    return found
-
-
-def _parse_speed(text: str, source: str) -> Attribute:
+        return text.attribute(source)
     number = text.partition(" ")[0]
     if number.lower() == "unknown":
         return Attribute(source=source, absent=Absence.NOT_REPORTED, detail="unknown")
@@ -225,7 +206,9 @@ def _parse_speed(text: str, source: str) -> Attribute:
     return Attribute(value, source)
 
 
-def _parse_width(text: str, source: str) -> Attribute:
+def _width(text: str | Missing, source: str) -> Attribute:
+    if not isinstance(text, str):
+        return text.attribute(source)
     if not text.isdecimal() or len(text) > 3:
         return Attribute(source=source, absent=Absence.MALFORMED, detail="not a width")
     lanes = int(text)
@@ -234,25 +217,41 @@ def _parse_width(text: str, source: str) -> Attribute:
     return Attribute(lanes, source)
 
 
-def _read_link(folder: Folder, function: Function) -> None:
-    """Read speed and width, now and at most; a function without a link has none of the four files."""
-    if folder.lacks("current_link_speed"):
+def _read_link(folder: Folder, function: Function, linkless: set[tuple[str, str]]) -> None:
+    """Read speed and width, now and at most; a function without a link has none of the four files.
+
+    ``linkless`` are the vendors and devices without so far: for the next of the sort it is quicker to look first.
+    """
+    sort = function.vendor, function.device
+    if (sort in linkless or not function.vendor) and folder.lacks("current_link_speed"):
         return
     speed = folder.read("current_link_speed")
     if speed is NOT_THERE:
+        linkless.add(sort)
         return
-    attributes = function.attributes
-    attributes["link_speed_gts"] = _speed(speed, "current_link_speed")
-    attributes["link_width"] = _width(folder.read("current_link_width"), "current_link_width")
-    attributes["link_max_speed_gts"] = _speed(folder.read("max_link_speed"), "max_link_speed")
-    attributes["link_max_width"] = _width(folder.read("max_link_width"), "max_link_width")
+    function.attributes.update(_link(speed, *folder.read_many(_REST_OF_LINK)))
 
 
-def _take_link(attributes: dict[str, Attribute], express: Express) -> None:
-    attributes["link_speed_gts"] = Attribute(express.speed_gts, "sysfs:config")
-    attributes["link_width"] = Attribute(express.width, "sysfs:config")
-    attributes["link_max_speed_gts"] = Attribute(express.max_speed_gts, "sysfs:config")
-    attributes["link_max_width"] = Attribute(express.max_width, "sysfs:config")
+@lru_cache(_MOST_KNOWN)
+def _link(
+    speed: str | Missing, width: str | Missing, max_speed: str | Missing, max_width: str | Missing
+) -> dict[str, Attribute]:
+    return {
+        "link_speed_gts": _speed(speed, "sysfs:current_link_speed"),
+        "link_width": _width(width, "sysfs:current_link_width"),
+        "link_max_speed_gts": _speed(max_speed, "sysfs:max_link_speed"),
+        "link_max_width": _width(max_width, "sysfs:max_link_width"),
+    }
+
+
+@lru_cache(_MOST_KNOWN)
+def _link_of(express: Express) -> dict[str, Attribute]:
+    return {
+        "link_speed_gts": Attribute(express.speed_gts, "sysfs:config"),
+        "link_width": Attribute(express.width, "sysfs:config"),
+        "link_max_speed_gts": Attribute(express.max_speed_gts, "sysfs:config"),
+        "link_max_width": Attribute(express.max_width, "sysfs:config"),
+    }
 
 
 def _ask_config(folder: Folder, *, whole: bool) -> Express | None:

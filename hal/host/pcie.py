@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
 _EXPRESS = 0x10
 _MOST_CAPABILITIES = 48
+_MOST_KNOWN = 256
 _SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 _ROLES = {
     0: "endpoint",
@@ -56,14 +58,15 @@ def read_express(read: Callable[[int, int], bytes]) -> Express | None:
         if len(header) < 4:
             return None
         if header[0] == _EXPRESS:
-            return _express(header, read(4, at + 0x0C), read(2, at + 0x12))
+            return _express(header[2], read(4, at + 0x0C), read(2, at + 0x12))
         pointer = header[1:2]
         seen += 1
     return CONVENTIONAL if pointer else None
 
 
-def _express(header: bytes, capabilities: bytes, status: bytes) -> Express | None:
-    role = _ROLES.get(header[2] >> 4)
+@lru_cache(_MOST_KNOWN)
+def _express(flags: int, capabilities: bytes, status: bytes) -> Express | None:
+    role = _ROLES.get(flags >> 4)
     if role is None:
         return None
     if len(capabilities) < 4 or len(status) < 2:

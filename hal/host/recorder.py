@@ -18,6 +18,8 @@ class Recorder(Tree):
     Discovery over what was kept gives what discovery over the machine gave: it asks the same questions.
     """
 
+    opens_folders = False
+
     def __init__(self, folder: str, *, trusted: bool = False) -> None:
         super().__init__(folder, trusted=trusted)
         self._recording = True
@@ -55,10 +57,6 @@ class Recorder(Tree):
         """Read one by one."""
         every = (self.read_bytes(f"{folder}/{name}" if folder else name, limit) for name in names)
         return [found if isinstance(found, Missing) else decode(found) for found in every]
-
-    def _open_folder(self, path: str) -> int:
-        """Open none: what is read by bare names would not be kept."""
-        return -1
 
     def names(self, path: str) -> list[str]:
         """List, and keep the folder with the folders and links in it."""

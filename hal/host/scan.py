@@ -122,16 +122,14 @@ class Scan:
             numa_node=function.place[0],
             pci_address=function.address,
             pci_path=function.bridges,
-            slot=self.slots.get(function.slot),
+            slot=self.slots.get(function.slot) if self.slots else None,
         )
 
     def facts(self, function: Function | None, place: Place | None = None) -> dict[str, Attribute]:
         """Return the attributes that a device has from its PCI function, or from its place alone."""
         if function is None:
             return {} if place is None else {"numa_node": place[1]}
-        facts = dict(function.attributes)
-        facts["numa_node"] = function.place[1]
-        return facts
+        return {**function.attributes, "numa_node": function.place[1]}
 
     def _find_slots(self) -> dict[str, str]:
         slots: dict[str, str] = {}

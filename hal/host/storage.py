@@ -78,9 +78,9 @@ def _add_nvme(scan: Scan, name: str, entry: str, folder: Folder | None) -> None:
 
 def _first_namespace(tree: Tree, name: str, folder: Folder) -> tuple[str, Attribute]:
     """Return the block device of the first namespace (``nvme0n1``; ``nvme0c0n1`` is a path to it) and its size."""
-    path, first = folder.path, folder.below(name + "n1")
-    size = _size(first.read("size"))
-    first.close()
+    path = folder.path
+    with folder.below(name + "n1") as first:
+        size = _size(first.read("size"))
     if size.known:
         return name + "n1", size
     for entry in tree.names(path):

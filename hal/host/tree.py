@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
+from stat import S_ISLNK
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +27,9 @@ class Tree:
     ``trusted`` is the running kernel's own, whose links lead where they say. In a recorded tree every folder on the
     way is checked once, and a link that leaves the tree leads nowhere.
     """
+
+    opens_folders = True
+    """False where what is read by bare names would escape: every question then goes by its whole path."""
 
     def __init__(self, folder: str, *, trusted: bool = False) -> None:
         self.folder = folder
@@ -139,19 +142,28 @@ class Tree:
 
         The folder is open until the next one is asked for; None for a link that leads out of the tree.
         """
-        canonical, top, trusted, up = self._canonical, self._fd, self.trusted, "../" * (path.count("/") + 1)
-        skip = len(up)
+        canonical, trusted, up = self._canonical, self.trusted, "../" * (path.count("/") + 1)
+        readlink, open_, close, top, skip = os.readlink, os.open, os.close, self._fd, len(up)
         for name in self.names(path):
             here = f"{path}/{name}"
+            where: str | None = None
             descriptor = -1
-            where = target = None if here in canonical else self._readlink(here)
-            if target is not None and target.startswith(up) and target.find("/.", skip) < 0 and "//" not in target:
-                where = target[skip:]
-                above = where[: where.rfind("/")]
-                if trusted or canonical.get(above) == above or self.resolve(above) == above:
-                    descriptor = self._open_folder(where)  # which a link is not: looking is opening
-                    if descriptor >= 0:
-                        canonical[here] = canonical[where] = where
+            if self.opens_folders and here not in canonical:
+                try:
+                    target = readlink(here, dir_fd=top)
+                    if (
+                        target.startswith(up)
+                        and target.isprintable()
+                        and target.find("/.", skip) < 0
+                        and "//" not in target
+                    ):
+                        where = target[skip:]
+                        above = where[: where.rfind("/")]
+                        if trusted or canonical.get(above) == above or self.resolve(above) == above:
+                            descriptor = open_(where or ".", FOLDER, dir_fd=top)  # a link is not: looking is opening
+                            canonical[here] = canonical[where] = where
+                except (OSError, ValueError):
+                    pass
             if descriptor < 0:
                 where = self.resolve(here)
                 if where is None:
@@ -162,7 +174,9 @@ class Tree:
             try:
                 yield name, folder
             finally:
-                folder.close()
+                if descriptor >= 0:
+                    close(descriptor)
+                    folder.forget()
 
     def entries(self, path: str) -> list[tuple[str, str | None]]:
         """Return what a folder of links holds, each with where it really is."""
@@ -170,6 +184,8 @@ class Tree:
 
     def _open_folder(self, path: str) -> int:
         """Open a folder whose path contains no links; -1 if it cannot be, or is none."""
+        if not self.opens_folders:
+            return -1
         try:
             return os.open(path or ".", FOLDER, dir_fd=self._fd)
         except (OSError, ValueError):
@@ -226,8 +242,12 @@ class Tree:
             return None
         here = f"{parent}/{name}" if parent else name
         # Outside bus and class most are folders, and to read a link that is none costs more than to look first.
-        if not self.trusted and parent[:4] not in ("bus/", "clas") and not self._is_link(here):
-            return here
+        if not self.trusted and parent[:4] not in ("bus/", "clas"):
+            try:
+                if not S_ISLNK(os.lstat(here, dir_fd=self._fd).st_mode):
+                    return here
+            except (OSError, ValueError):
+                return here
         target = self._readlink(here)
         if target is None or target.startswith(ABSENT_LINK):
             return here
@@ -242,7 +262,7 @@ class Tree:
 
     def _is_link(self, path: str) -> bool:
         try:
-            return stat.S_ISLNK(os.lstat(path, dir_fd=self._fd).st_mode)
+            return S_ISLNK(os.lstat(path, dir_fd=self._fd).st_mode)
         except (OSError, ValueError):
             return False
 
