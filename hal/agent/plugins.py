@@ -22,6 +22,9 @@ _HOSTS_SECONDS = 30.0
 """Writing the trees of a whole rack is disk work done once, so it is given more time than a device is."""
 
 
+_ELSEWHERE = Readiness(cause=Cause.NO_HARDWARE, detail="a recorded machine is looked at, not the one it brings")
+
+
 class PluginSet:
     """Loads plugins on demand and keeps their problems; nothing a plugin does raises here."""
 
@@ -31,6 +34,7 @@ class PluginSet:
         self.problems: tuple[Problem, ...] = ()
         self._loaded: dict[str, Plugin] = {}
         self._without_hosts: set[str] = set()
+        self._elsewhere: set[str] = set()
 
     def load(self, entries: Iterable[Entry], deadline_seconds: float) -> None:
         """Load the plugins that are not loaded yet, side by side."""
@@ -56,6 +60,12 @@ class PluginSet:
                     found = [*(found or ()), *self._ask_hosts(plugin, factory)]
         return None if found is None else tuple(found)
 
+    def leave_out_other_machines(self) -> None:
+        """A recorded tree is looked at: plugins that bring machines would mix their devices with its."""
+        for plugin in self._loaded.values():
+            if any(factory.hosts is not None for factory in plugin.factories):
+                self._elsewhere.add(plugin.name)
+
     def _ask_hosts(self, plugin: Plugin, factory: DriverFactory) -> Sequence[HostRoot]:
         from hal.drivers.guarded import Call, describe
 
@@ -79,6 +89,8 @@ class PluginSet:
         for plugin in self._loaded.values():
             if plugin.name in self._without_hosts:
                 continue  # its drivers could only repeat what went wrong
+            if plugin.name in self._elsewhere:
+                continue
             for factory in plugin.factories:
                 if wanted is not None and not wanted.intersection(factory.kinds):
                     continue
@@ -102,8 +114,9 @@ class PluginSet:
             for driver in facts:
                 if driver.name in asked or (wanted is not None and not wanted.intersection(driver.kinds)):
                     continue
+                readiness = _ELSEWHERE if entry.name in self._elsewhere else not_here(driver)
                 reports.append(
-                    DriverReport(driver=driver.name, plugin=entry.name, kinds=driver.kinds, readiness=not_here(driver))
+                    DriverReport(driver=driver.name, plugin=entry.name, kinds=driver.kinds, readiness=readiness)
                 )
         return tuple(reports)
 

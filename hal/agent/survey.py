@@ -83,6 +83,7 @@ def survey(
     plugins.load(by_environment, deadline_seconds)
     brought = None if root else plugins.hosts()
     if root:
+        plugins.leave_out_other_machines()
         hosts: tuple[HostRoot, ...] = (_recorded(root),)
     else:
         hosts = (HostRoot(node=os.uname().nodename),) if brought is None else brought

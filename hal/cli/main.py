@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hal.cli.streams import open_closed_streams
 from hal.errors import BrokerError, HalError, JournalError, UsageError
 
 DONE, REFUSED, USAGE, INTERNAL, TRY_AGAIN = 0, 1, 64, 70, 75
@@ -39,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    open_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-") and words[0] not in VERBS:
         return _other_program(words)

@@ -27,6 +27,10 @@ def main() -> int:
     import os
 
     gc.disable()
+    if sys.stdout is None or sys.stderr is None:
+        from hal.cli.streams import open_closed_streams
+
+        open_closed_streams()
     code = guarded(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001
     try:
@@ -47,9 +51,21 @@ def guarded(arguments: Sequence[str]) -> int:
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except Exception as error:  # the last guard: whatever a machine does to us, the reader learns it in one line
-        print(f"hal-probe: {type(error).__name__}: {error} (please report this)", file=sys.stderr)
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            return _mistake(error)
+        place = error.filename or "the output"
+        print(f"hal-probe: {place}: {error.strerror} (try: look at the disk it goes to)", file=sys.stderr)
         return 3
+    except Exception as error:  # the last guard: whatever a machine does to us, the reader learns it in one line
+        return _mistake(error)
+
+
+def _mistake(error: Exception) -> int:
+    print(f"hal-probe: {type(error).__name__}: {error} (please report this)", file=sys.stderr)
+    return 3
 
 
 def run(arguments: Sequence[str]) -> int:

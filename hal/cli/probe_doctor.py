@@ -9,7 +9,7 @@ from hal.cli.probe import say_lines, say_report, timed
 from hal.cli.probe_look import Look, distinct, suggestions
 from hal.cli.probe_options import Options
 from hal.cli.probe_reports import Diagnosis, DoctorReport, KindDiagnosis
-from hal.cli.render.text import Style, clean, cut, terminal_columns
+from hal.cli.render.text import Style, clean, fold, terminal_columns
 from hal.drivers.contract import Cause
 from hal.model.attributes import Absence
 from hal.model.device import Device
@@ -17,6 +17,7 @@ from hal.model.health import Action, Health, Presence, Status
 from hal.model.kind import ACCELERATORS, Kind
 
 OK, INFO, TROUBLE = "ok", "info", "trouble"
+_INDENT = 8
 
 _NOT_THERE = {
     Kind.GPU: ("no PCI function is a GPU or accelerator (classes 0300, 0302, 0380, 1200)", "lspci -nn -d ::0302"),
@@ -85,7 +86,7 @@ def doctor(options: Options) -> int:
         drivers=seen.survey.reports,
     )
     if options.format == "table":
-        say_lines(_lines(report, terminal_columns(), Style(options.color)))
+        say_lines(lines_of(report, terminal_columns(), Style(options.color)))
     else:
         say_report(report, options)
     return seen.exit_code
@@ -197,26 +198,26 @@ def _plugins(seen: Look) -> Iterator[Diagnosis]:
         )
 
 
-def _lines(report: DoctorReport, columns: int | None, style: Style) -> list[str]:
+def lines_of(report: DoctorReport, columns: int | None, style: Style) -> list[str]:
+    """Return the report for people. Texts go on in the next line where one is full; commands stay whole, to copy."""
     lines: list[str] = []
     for kind in report.kinds:
         count = f"{kind.found} found, {kind.healthy} healthy" if kind.found else "none found"
-        lines += [*_block(f"{kind.kind.value}: {count}", kind.diagnoses, style), ""]
+        lines += [*_block(f"{kind.kind.value}: {count}", kind.diagnoses, columns, style), ""]
     if report.plugins:
-        lines += [*_block("plugins and drivers", report.plugins, style), ""]
+        lines += [*_block("plugins and drivers", report.plugins, columns, style), ""]
     trouble = sum(one.level == TROUBLE for kind in report.kinds for one in kind.diagnoses)
     trouble += sum(one.level == TROUBLE for one in report.plugins)
     lines.append(f"{trouble} things to mend" if trouble != 1 else "1 thing to mend")
-    if columns is None or style.on:
-        return lines
-    return [cut(line, columns) for line in lines]
+    return lines
 
 
-def _block(title: str, diagnoses: Sequence[Diagnosis], style: Style) -> list[str]:
+def _block(title: str, diagnoses: Sequence[Diagnosis], columns: int | None, style: Style) -> list[str]:
     marks = {OK: style.paint("ok  ", "32"), INFO: style.dim("note"), TROUBLE: style.paint("!!  ", "31")}
     lines = [style.bold(title)]
     for one in diagnoses:
-        lines.append(f"  {marks[one.level]}  {clean(one.text)}")
+        first, *rest = fold(clean(one.text), None if columns is None else columns - _INDENT)
+        lines += [f"  {marks[one.level]}  {first}", *(" " * _INDENT + line for line in rest)]
         if one.remedy:
-            lines.append(f"        try: {clean(one.remedy)}")
+            lines.append(f"{' ' * _INDENT}try: {clean(one.remedy)}")
     return lines

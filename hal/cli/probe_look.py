@@ -16,6 +16,7 @@ from hal.model.device import Device
 from hal.model.health import Health, Presence
 from hal.model.kind import Kind
 
+_ROOTS = "a folder with a sys in it, or a snapshot made by hal-probe snapshot"
 HEALTHY, DEGRADED, ABSENT, PARTIAL, USAGE = 0, 1, 2, 3, 64
 
 
@@ -48,17 +49,24 @@ def find_root(root: str | None) -> str | None:
     """Return the folder to look at instead of ``/``; a snapshot is unpacked first."""
     if root is None:
         return None
-    if os.path.isdir(root):
-        return root
     if not os.path.exists(root):
-        raise UsageError(f"{root} does not exist", during="--root", hint="a folder with a sys in it, or a snapshot")
-    from hal.errors import HalError
-    from hal.host.archive import unpack
+        raise UsageError(f"{root or 'a path without a name'} does not exist", during="--root", hint=_ROOTS)
+    if os.path.isdir(root):
+        folder = root
+    elif os.path.isfile(root):
+        from hal.errors import HalError
+        from hal.host.archive import unpack
 
-    try:
-        return unpack(root)
-    except HalError as error:
-        raise UsageError(error.message, during="--root", hint="hal-probe snapshot FILE.tgz makes one") from error
+        try:
+            folder = unpack(root)
+        except HalError as error:
+            why = " ".join(error.message.split())
+            raise UsageError(why, during="--root", hint="hal-probe snapshot FILE.tgz makes one") from error
+    else:  # a pipe or a device may never come to an end
+        raise UsageError(f"{root} is neither a file nor a folder", during="--root", hint=_ROOTS)
+    if not any(os.path.isdir(os.path.join(folder, name)) for name in ("sys", "bus", "class", "devices")):
+        raise UsageError(f"{root} holds no sys/, bus/ or class/", during="--root", hint=_ROOTS)
+    return folder
 
 
 def chosen(devices: Iterable[Device], options: Options) -> tuple[Device, ...]:

@@ -96,6 +96,8 @@ def test_reset_forgets_the_faults(run):
         (("fault", "gpu0", "flue"), "unknown fault 'flue'"),
         (("fault", "gpu0", "bad-block"), "does not happen to a gpu"),
         (("fault", "gpu0", "lost", "--for", "soon"), "invalid float"),
+        (("fault", "gpu0", "xid", "--code", "many"), "'many' is no whole number"),
+        (("fault", "gpu0", "xid"), "try: --code 79"),
         (("advance", "-1"), ""),
         (("show", "dgx"), "no profile is called 'dgx'"),
     ],
@@ -131,3 +133,14 @@ def test_a_power_failure_says_what_was_lost(run, tmp_path):
     assert "0 words of 8 bytes in 0 cache lines were not durable, 0 are lost" in out
     assert len(run("power-failure", HAL_MACHINE=machine)[1].splitlines()) == 2
     assert run("power-failure", "region7", HAL_MACHINE=machine)[0] == 1
+
+
+def test_a_folder_that_is_somebody_elses_is_named_with_a_way_out(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("faults", HAL_MACHINE=f"dgx-h100?state={tmp_path / 'file'}")
+    assert code == 1
+    assert f"{tmp_path / 'file'}" in err
+    assert "try: HAL_MACHINE=PROFILE?state=FOLDER" in err
+    code, _, err = run("render", str(tmp_path / "file"))
+    assert code == 1
+    assert "try:" in err

@@ -208,6 +208,7 @@ def test_diff_names_what_is_gone_new_and_changed(machines: Machines, report: dic
     told = json.loads(machines.doors.run("hal-probe", "diff", "--json", str(new), str(old)).stdout)
     validate(told)
     assert [change["type"] for change in told["changes"]] == ["added", "changed"]
+    (tmp_path / "sys").mkdir()
     assert machines.doors.run("hal-probe", "diff", str(old), str(tmp_path)).returncode in (1, 3)
     refused = machines.doors.run("hal-probe", "diff", str(old), __file__)
     assert refused.returncode == 64
@@ -270,3 +271,39 @@ def test_the_short_way_needs_nothing_heavy_and_leaves_imports_as_they_were(machi
         done = subprocess.run(command, env=machines.doors.environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) in ((0, "[]"), (1, "[]"))
     validate(json.loads(done.stdout))
+
+
+def test_a_recorded_machine_is_not_mixed_with_a_mock_one(machines: Machines, tmp_path: Path):
+    (tmp_path / "sys").mkdir()
+    done = machines.probe("dgx-h100", "--root", str(tmp_path), "--json")
+    assert json.loads(done.stdout)["devices"] == []
+    said = machines.probe("dgx-h100", "doctor", "--root", str(tmp_path), COLUMNS="").stdout
+    assert "HAL_MACHINE is not set" not in said
+    assert "driver mock-gpu of mocks" in said
+
+
+def test_what_is_no_recorded_machine_is_refused_in_one_line(machines: Machines, tmp_path: Path):
+    text, pipe, other, empty = (tmp_path / name for name in ("text", "pipe", "other.tgz", "empty"))
+    text.write_text("hello")
+    os.mkfifo(pipe)
+    subprocess.run(["tar", "czf", str(other), "-C", str(tmp_path), "text"], check=True)
+    empty.mkdir()
+    for path in (text, pipe, other, empty, Path("/dev/zero")):
+        done = machines.doors.run("hal-probe", "--root", str(path), *PATIENT)
+        assert (done.returncode, done.stdout) == (64, "")
+        assert done.stderr.startswith(f"hal-probe: during --root: {path}")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("hal-probe",), ("hal-probe", "--json"), ("hal", "list"), ("hal-mock", "profiles")]
+)
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+def test_an_output_that_takes_nothing_is_no_mistake_of_ours(machines: Machines, command: tuple[str, ...], output: str):
+    words = " ".join([str(BIN / command[0]), *command[1:], output])
+    done = subprocess.run(["sh", "-c", words], env=machines.doors.environ, capture_output=True, text=True, check=False)
+    assert "report" not in done.stderr
+    assert "Traceback" not in done.stderr
+    if output == ">/dev/full":
+        assert done.returncode != 0
+        assert "No space left on device" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hal.errors import ClaimRefused, DeviceGone, LeaseEnded
+from hal.errors import ClaimRefused, DeviceGone, LeaseEnded, UsageError
 
 
 def test_a_machine_a_broker_and_a_fault(hal_machine, hal_broker, hal_fault):
@@ -55,3 +55,25 @@ def test_a_child_process_sees_the_same_machine(hal_machine, hal_fault):
     assert done.returncode == 1
     sick = [device["name"] for device in json.loads(done.stdout)["devices"] if device.get("conditions")]
     assert sick == ["gpu3"]
+
+
+def test_an_unknown_fault_is_refused_with_those_that_there_are(hal_fault):
+    with pytest.raises(UsageError, match="ecc-uncorrectable"):
+        hal_fault("gpu0", "flue")
+
+
+def test_a_misspelt_word_of_the_marker_is_refused(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "test_marker.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.hal_machine('dgx-h100', sead=1)\n"
+        "def test_word(hal_machine): ...\n"
+        "@pytest.mark.hal_machine('dgx-h100', 1)\n"
+        "def test_argument(hal_machine): ...\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 errors" in done.stdout
+    assert "the marker hal_machine has no 'sead' (try: profile, seed, clock)" in done.stdout

@@ -7,12 +7,13 @@ import pytest
 
 from hal.agent.report import DriverReport
 from hal.agent.survey import Survey
-from hal.cli.probe_doctor import diagnose
+from hal.cli.probe_doctor import diagnose, lines_of
 from hal.cli.probe_document import InventoryReport, encode, nodes_of, record
 from hal.cli.probe_look import Look, exit_code, expect
 from hal.cli.probe_options import Options, parse
-from hal.cli.probe_reports import AnyReport
+from hal.cli.probe_reports import AnyReport, DoctorReport
 from hal.cli.probe_watch import events
+from hal.cli.render.text import Style, width
 from hal.drivers.contract import Cause, Problem, Readiness
 from hal.errors import UsageError
 from hal.model.attributes import Absence, absent
@@ -184,3 +185,15 @@ def test_evidence_seen_again_is_no_event():
         first, conditions=(msgspec.structs.replace(degraded("G"), last_seen_at=9.0, count=2),)
     )
     assert list(events(look((first,)), look((again,)), Options())) == []
+
+
+def test_doctor_never_shortens_what_mends_something():
+    report = DoctorReport(
+        taken_at=1.0, exit_code=0, kinds=(diagnose(Kind.RNIC, look(())), diagnose(Kind.PMEM, look(())))
+    )
+    lines = lines_of(report, 40, Style("never"))
+    assert all(width(line) <= 40 for line in lines if "try: " not in line)
+    told = [one for kind in report.kinds for one in kind.diagnoses]
+    assert [line.split("try: ")[1] for line in lines if "try: " in line] == [one.remedy for one in told]
+    for one in told:
+        assert one.text in " ".join(" ".join(lines).split())

@@ -55,6 +55,20 @@ def cut(text: str, columns: int) -> str:
     return _take(text, columns - 1) + ELLIPSIS
 
 
+def fold(text: str, columns: int | None) -> list[str]:
+    """Return a text as lines of so many columns, broken between words; a word that is longer has a line of its own."""
+    if columns is None:
+        return [text]
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and width(longer) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def cut_middle(text: str, columns: int) -> str:
     """Shorten a text in its middle: names differ at their ends."""
     if width(text) <= columns:

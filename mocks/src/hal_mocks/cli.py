@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from hal.cli.streams import open_closed_streams
 from hal.errors import HalError, UsageError
 
 if TYPE_CHECKING:
-    from hal_mocks.faults import FaultType
     from hal_mocks.graph import Graph
     from hal_mocks.machine import Machine
 
@@ -23,10 +23,13 @@ _TEXTS = ("attribute", "value")
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run ``hal-mock``; returns 0, 1 if something could not be done, 64 for a command that makes no sense."""
+    open_closed_streams()
     try:
         options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.run
-        return run(options, os.environ if environ is None else environ)
+        code = run(options, os.environ if environ is None else environ)
+        sys.stdout.flush()
+        return code
     except HalError as error:
         sys.stderr.write(f"hal-mock: {error}\n")
         return USAGE if isinstance(error, UsageError) else FAILED
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read has enough: the flush at exit goes nowhere
         return 0
     except OSError as error:
-        sys.stderr.write(f"hal-mock: {error}\n")
+        place, hint = error.filename or "the output", "a place that can be written to and has room"
+        sys.stderr.write(f"hal-mock: {place}: {error.strerror or error} (try: {hint})\n")
         return FAILED
 
 
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     fault.add_argument("--after", type=float, default=0.0, metavar="SECONDS", help="begins only then")
     fault.add_argument("--seconds", type=float, help="delay of slow, period of flap")
     for name in _NUMBERS:
-        fault.add_argument(f"--{name}", type=lambda text: int(text, 0), metavar="N")
+        fault.add_argument(f"--{name}", type=_whole_number, metavar="N")
     for name in _TEXTS:
         fault.add_argument(f"--{name}", metavar="TEXT")
     heal = verb("heal", _heal, "take faults away: all of them, or those of one device")
@@ -170,11 +174,16 @@ def _render(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _fault(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from hal_mocks.faults import FaultType, fault_type
+
     machine = _machine(environ)
+    sort = fault_type(options.type)
+    if sort is FaultType.XID and options.code is None:
+        raise UsageError("an XID has a number", device=options.device, hint="--code 79")
     details = {name: getattr(options, name) for name in (*_NUMBERS, *_TEXTS, "seconds")}
     fault = machine.inject(
         options.device,
-        _type(options.type),
+        sort,
         after_seconds=options.after,
         duration_seconds=options.duration,
         **{name: value for name, value in details.items() if value is not None},
@@ -183,18 +192,18 @@ def _fault(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _type(text: str) -> FaultType:
-    from hal_mocks.faults import FaultType
-
+def _whole_number(text: str) -> int:
     try:
-        return FaultType(text)
+        return int(text, 0)
     except ValueError:
-        raise UsageError(f"unknown fault {text!r}", hint=", ".join(FaultType)) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, such as 79 or 0x1000") from None
 
 
 def _heal(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from hal_mocks.faults import fault_type
+
     machine = _machine(environ)
-    count = machine.heal(options.device, _type(options.type) if options.type else None)
+    count = machine.heal(options.device, fault_type(options.type) if options.type else None)
     _say(f"{count} {'fault' if count == 1 else 'faults'} healed")
     return 0
 

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from hal.errors import UsageError
+
 FLAP_SECONDS = 10.0
 """The period of a flapping link that does not give its own."""
 
@@ -29,6 +31,14 @@ class FaultType(StrEnum):
     BOOT_HANG = "boot-hang"
     THERMAL = "thermal"
     FW_FATAL = "fw-fatal"
+
+
+def fault_type(word: str) -> FaultType:
+    """Return the type of fault that a word names; raises ``UsageError`` with all of them for one that names none."""
+    try:
+        return FaultType(word)
+    except ValueError:
+        raise UsageError(f"unknown fault {word!r}", hint=", ".join(FaultType)) from None
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,7 @@ from hal_mocks.clock import Clock, RealClock, SharedClock
 from hal_mocks.fault_rules import plan_fault
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph import Graph
-from hal_mocks.state import State
+from hal_mocks.state import State, usable
 
 if TYPE_CHECKING:
     from hal_mocks.names import Named, Names
@@ -210,8 +210,9 @@ def open_machine(environ: Mapping[str, str] | None = None, clock: Clock | None =
         return None
     from hal_mocks.graph_cache import load_graph
 
-    graph, key = load_graph(options.folder, options.profile, options.seed)
-    machine = Machine(graph, options.folder, clock)
+    with usable(options.folder):
+        graph, key = load_graph(options.folder, options.profile, options.seed)
+        machine = Machine(graph, options.folder, clock)
     machine._key = key
     if clock is None and options.clock == "virtual":
         machine.clock = SharedClock(machine.state.control, CLOCK_WORD, machine.state.locked)

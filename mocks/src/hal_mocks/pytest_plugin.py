@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
+from hal.errors import UsageError
+
 if TYPE_CHECKING:
     from hal_mocks.faults import Fault, FaultType
     from hal_mocks.machine import Machine
@@ -34,8 +36,12 @@ def hal_machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     from hal_mocks.machine import open_machine
 
     mark = request.node.get_closest_marker("hal_machine")
-    profile = mark.args[0] if mark is not None and mark.args else DEFAULT_PROFILE
     words = mark.kwargs if mark is not None else {}
+    wrong = [repr(word) for word in words if word not in ("profile", "seed", "clock")]
+    wrong += [repr(word) for word in (mark.args[1:] if mark is not None else ())]
+    if wrong:
+        raise UsageError(f"the marker hal_machine has no {wrong[0]}", hint="profile, seed, clock")
+    profile = mark.args[0] if mark is not None and mark.args else words.get("profile", DEFAULT_PROFILE)
     options = {
         "state": str(tmp_path / "hal-machine"),
         "seed": words.get("seed", 0),
@@ -63,10 +69,10 @@ class Faults:
         **details: object,
     ) -> Fault:
         """Inject a fault: ``hal_fault("gpu0", "xid", code=79)``; see :class:`hal_mocks.faults.Fault`."""
-        from hal_mocks.faults import FaultType
+        from hal_mocks.faults import fault_type
 
         return self._machine.inject(
-            device, FaultType(type), after_seconds=after_seconds, duration_seconds=duration_seconds, **details
+            device, fault_type(type), after_seconds=after_seconds, duration_seconds=duration_seconds, **details
         )
 
     def heal(self, device: str | None = None) -> int:

@@ -11,10 +11,24 @@ from pathlib import Path
 
 import msgspec
 
+from hal.errors import DriverError
 from hal_mocks.faults import Fault
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Fault)
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be used, and that another can be named."""
+    try:
+        yield
+    except OSError as error:
+        raise DriverError(
+            f"the machine cannot be kept in {folder}: {error.filename or folder}: {error.strerror or error}",
+            during="open",
+            hint="HAL_MACHINE=PROFILE?state=FOLDER names another folder",
+        ) from error
 
 
 class State:

@@ -39,6 +39,7 @@ def host_roots(environ: Mapping[str, str]) -> Sequence[HostRoot]:
     When nothing has changed since the last call of any process, this neither loads the profile nor writes a file.
     """
     from hal_mocks.machine import machine_options, open_machine
+    from hal_mocks.state import usable
 
     options = machine_options(environ)
     if options is None:
@@ -52,7 +53,10 @@ def host_roots(environ: Mapping[str, str]) -> Sequence[HostRoot]:
             if stamp.generation == _generation(options.folder) and (stamp.until is None or time.time() < stamp.until):
                 return _roots(options.folder, stamp)
     machine = open_machine(environ)
-    return () if machine is None else render(machine)
+    if machine is None:
+        return ()
+    with usable(options.folder):
+        return render(machine)
 
 
 def render(machine: Machine) -> Sequence[HostRoot]:
