@@ -54,7 +54,8 @@ class HalError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        where = " ".join(part for part in (self.device, f"during {self.during}" if self.during else None) if part)
+        device = None if self.device is None else str(self.device)  # an error must be readable, whatever was passed
+        where = " ".join(part for part in (device, f"during {self.during}" if self.during else None) if part)
         text = f"{where}: {self.message}" if where else self.message
         return f"{text} (try: {self.hint})" if self.hint else text
 

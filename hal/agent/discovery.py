@@ -13,6 +13,7 @@ from hal.interfaces.deadline import Deadline
 from hal.model.device import Device
 
 _GRACE_SECONDS = 0.25
+_VERBS = ("name", "readiness", "discover", "sample", "prepare", "unprepare", "open", "close")
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -51,9 +52,9 @@ def _work(factory: DriverFactory, context: Context, deadline: Deadline, progress
     def work() -> Discovery:
         driver = factory.create(context)
         if not isinstance(driver, Driver):
-            raise TypeError(
-                f"{factory.name} created a {type(driver).__name__}, which lacks verbs of the driver contract"
-            )
+            lacks = ", ".join(verb for verb in _VERBS if not hasattr(driver, verb))
+            what = f"something of type {type(driver).__name__}"
+            raise TypeError(f"{factory.name} created {what}, which lacks {lacks} of the driver contract")
         progress.step = "readiness"
         progress.readiness = driver.readiness()
         if not progress.readiness.ready:

@@ -85,8 +85,8 @@ class HeldLease:
         ]
         if len(fitting) != 1:
             raise DeviceNotFound(
-                f"not one device of lease {self.id}, but {len(fitting)}",
-                device=device,
+                f"lease {self.id} has {f'{len(fitting)} such devices' if fitting else 'no such device'}",
+                device=str(device),
                 during="open",
                 hint=", ".join(f"{held.node}/{held.name}" for held in self.devices),
             )

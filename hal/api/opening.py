@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from hal.api.folders import folders
 from hal.api.local import LocalBroker, Sight
@@ -25,7 +25,7 @@ def _let_go(driver: Driver) -> None:
 
 def open_broker(
     environ: Mapping[str, str] | None = None,
-    state: Path | None = None,
+    state: str | os.PathLike[str] | None = None,
     *,
     deadline_seconds: float = 5.0,
 ) -> LocalBroker:

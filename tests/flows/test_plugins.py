@@ -65,7 +65,11 @@ BROKEN = {
     ),
     "creates something that is no driver": (
         GOOD.replace("create=lambda context: Driver()", "create=lambda context: 7").replace('"good"', '"seven"'),
-        "lacks verbs of the driver contract",
+        "of type int, which lacks name, readiness, discover, sample, prepare, unprepare, open, close of",
+    ),
+    "misspells a verb": (
+        GOOD.replace("def unprepare(", "def unprepar(").replace('"good"', '"short"'),
+        "of type Driver, which lacks unprepare of the driver contract",
     ),
 }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from hal.api.folders import folders
@@ -84,3 +85,13 @@ def test_a_mock_machine_has_folders_of_its_own(tmp_path):
     assert (str(real.state), str(real.runtime)) == ("/s/hal", "/r/hal")
     assert len({real.state, mock.state, other.state}) == len({real.runtime, mock.runtime, other.runtime}) == 3
     assert folders(base, tmp_path).runtime == tmp_path / "run"
+
+
+def test_the_state_folder_may_be_named_by_text():
+    assert folders({}, "kept").state == Path("kept").absolute()
+
+
+def test_a_relative_xdg_folder_is_ignored_as_its_specification_asks():
+    """Otherwise each working directory would have a broker of its own, for the same devices."""
+    base = {"HOME": "/home/somebody"}
+    assert folders({**base, "XDG_STATE_HOME": "state", "XDG_RUNTIME_DIR": "run"}) == folders(base)

@@ -20,7 +20,16 @@ from hal.broker.ledger import Ledger
 from hal.broker.memory import MemoryStore
 from hal.broker.sqlite import FILE, SqliteStore
 from hal.drivers.guard import GuardPages
-from hal.errors import AccessDenied, ClaimError, ClaimRefused, HalError, JournalError, LeaseEnded, UsageError
+from hal.errors import (
+    AccessDenied,
+    ClaimError,
+    ClaimRefused,
+    DeviceNotFound,
+    HalError,
+    JournalError,
+    LeaseEnded,
+    UsageError,
+)
 from hal.interfaces.deadline import Deadline
 from hal.model.claim import Claim, Request
 from hal.model.kind import Kind
@@ -488,3 +497,11 @@ def test_a_machine_is_the_same_however_it_is_named_and_another_in_another_folder
     assert state("dgx-h100?seed=2") != state("dgx-h100?seed=1")
     with pytest.raises(UsageError, match="--state"):
         folders({}, Path(""))
+
+
+@pytest.mark.parametrize("name", ["gpu77", 5])
+def test_a_device_that_a_lease_does_not_have_is_named_with_those_that_it_has(broker, name):
+    held = broker.claim("gpu", id="a")
+    with pytest.raises(DeviceNotFound) as caught:
+        held.open(name)
+    assert str(caught.value).startswith(f"{name} during open: lease a has no such device (try: n0/")
