@@ -55,6 +55,8 @@ class Topology:
         for vertex in self.vertices.values():
             if vertex.within is not None:
                 self._children.setdefault(vertex.within, []).append(vertex)
+        for children in self._children.values():
+            children.sort(key=_numa_order)
 
     @property
     def root(self) -> Vertex:
@@ -82,6 +84,11 @@ class Topology:
     def of_level(self, level: Level) -> tuple[Vertex, ...]:
         """Return all vertices of one level."""
         return tuple(vertex for vertex in self.vertices.values() if vertex.level is level)
+
+
+def _numa_order(vertex: Vertex) -> int:
+    """NUMA nodes by their number; what else there is keeps its place before them."""
+    return int(vertex.label.removeprefix("NUMA ")) if vertex.level is Level.NUMA else -1
 
 
 def build(devices: Iterable[Device]) -> Topology:

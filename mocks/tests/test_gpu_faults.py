@@ -334,3 +334,13 @@ def test_every_code_of_the_table_can_be_met_and_mended(machine, driver):
 def test_an_unknown_code_is_degraded_and_blames_nobody():
     meaning = xid(9999)
     assert (meaning.severity, meaning.blame) == (Severity.DEGRADED, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [({"generation": 3, "width": 8}, "PCIe generation 3 x8,"), ({"width": 4}, "PCIe x4,"), ({}, "the PCIe link is")],
+)
+def test_a_degraded_link_is_told_in_words_that_it_has(machine, driver, left, words):
+    machine.inject(GPU, FaultType.LINK_DEGRADED, **left)
+    (condition,) = driver.sample([GPU], Deadline.after(5))
+    assert condition.evidence.startswith(words)

@@ -90,7 +90,7 @@ MISTAKES = [
     ("bus = 0x20", "bus = 0x1ff", "outside", ""),
     ("bus = 0x20", "domain = -1", "32 bits", ""),
     ('region = "region0"', 'region = "region1"', "unknown region 'region1'", "'region0'?"),
-    ('mode = "fsdax"', 'mode = "fsdaks"', "invalid enum value", ""),
+    ('mode = "fsdax"', 'mode = "fsdaks"', "invalid enum value", "'fsdax'? allowed are raw, sector, fsdax, devdax"),
     ('size = "1 GiB"', 'size = "1 TiB"', "namespaces of region0 need", ""),
     ('rank = "dpu_rank1"', 'rank = "dpu_rank9"', "unknown rank 'dpu_rank9'", "dpu_rank"),
     ("dpus = [3]", "dpus = [64]", "processing units 0 to 63", ""),

@@ -112,6 +112,12 @@ def test_the_graph_nests_rack_machine_numa_bridge_switch_device():
     assert len([edge for edge in topology.edges if edge.link.type == "nvlink"]) == 16
 
 
+def test_the_numa_nodes_of_a_machine_are_in_order_whichever_device_came_first():
+    topology = build([device(Kind.GPU, f"gpu{n}", id=f"G{n}", numa=n) for n in (10, 2, 0)])
+    machine = topology.vertices["node:n1"]
+    assert [vertex.label for vertex in topology.children(machine)] == ["NUMA 0", "NUMA 2", "NUMA 10"]
+
+
 def test_what_shares_a_fate_sits_within_it_even_in_a_ring():
     topology = build([device(Kind.MEMORY, "dimm0", id="D", numa=0), device(Kind.UPMEM, "rank0", id="R", parent="D")])
     assert [vertex.id for vertex in topology.above(topology.vertices["R"])][:2] == ["D", "n1/numa/0"]

@@ -70,9 +70,11 @@ def conditions_of(device_id: str, fault: Fault, now: float) -> Sequence[Conditio
             )
     match fault.type:
         case FaultType.LINK_DEGRADED:
-            left = f"PCIe generation {fault.generation or '?'} x{fault.width or '?'}"
+            speed = f" generation {fault.generation}" if fault.generation else ""
+            width = f" x{fault.width}" if fault.width else ""
+            left = f"PCIe{speed}{width}," if speed or width else "the PCIe link is"
             found.append(
-                _link(device_id, "LinkDegraded", Severity.DEGRADED, f"{left}, below the most it can", fault, now)
+                _link(device_id, "LinkDegraded", Severity.DEGRADED, f"{left} below the most it can", fault, now)
             )
         case FaultType.LINK_DOWN:
             found.append(_link(device_id, "NvlinkDown", Severity.DEGRADED, "NVLinks are down", fault, now))

@@ -189,6 +189,7 @@ def _read(file: str) -> dict[str, dict[str, dict[str, object]]]:
 
 
 _AT = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
+_NOT_ONE_OF = re.compile(r"^Invalid enum value '([^']*)'")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -207,13 +208,27 @@ def convert(value: object, kind: type[M], path: tuple[str | int, ...]) -> M:
         unknown = _UNKNOWN.search(message)
         if unknown:
             key = unknown.group(1)
-            allowed = _fields_at(kind, below)
+            allowed = [field.encode_name for field in _fields_at(kind, below)]
             raise Mistake((*path, *below, key), f"unknown key {key!r}", one_of(key, allowed)) from None
-        raise Mistake((*path, *below), message[:1].lower() + message[1:].replace("`", "")) from None
+        wrong = _NOT_ONE_OF.search(message)
+        hint = one_of(wrong.group(1), _words_at(kind, below)) if wrong else ""
+        raise Mistake((*path, *below), message[:1].lower() + message[1:].replace("`", ""), hint) from None
 
 
-def _fields_at(kind: type[Table], below: list[str | int]) -> list[str]:
-    """Return the keys that the table at ``below`` may have."""
+def _words_at(kind: type[Table], below: list[str | int]) -> list[str]:
+    """Return the words that are allowed for the key at ``below``."""
+    import typing
+
+    found: list[str] = []
+    for field in _fields_at(kind, below[:-1]):
+        if field.encode_name == below[-1]:
+            for choice in (field.type, *typing.get_args(field.type)):
+                found += typing.get_args(choice) if typing.get_origin(choice) is typing.Literal else ()
+    return found
+
+
+def _fields_at(kind: type[Table], below: list[str | int]) -> list[msgspec.structs.FieldInfo]:
+    """Return the keys that the table at ``below`` may have, with their types."""
     import types
     import typing
 
@@ -231,9 +246,9 @@ def _fields_at(kind: type[Table], below: list[str | int]) -> list[str]:
             elif isinstance(choice, type) and issubclass(choice, msgspec.Struct) and isinstance(step, str):
                 current = choice
     if isinstance(current, type) and issubclass(current, msgspec.Struct):
-        return [field.encode_name for field in msgspec.structs.fields(current)]
+        return list(msgspec.structs.fields(current))
     return [
-        field.encode_name
+        field
         for choice in (*typing.get_args(current), kind)
         if isinstance(choice, type) and issubclass(choice, msgspec.Struct)
         for field in msgspec.structs.fields(choice)
