@@ -83,4 +83,17 @@ def read_claim(path: Path) -> Claim:
                 document["constraints"] = [{"same": document.pop("same")}]
         return msgspec.convert(document, Claim)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise ClaimError(f"{path}: {error}", during="claim", hint='requests = [{kind = "gpu", count = 2}]') from error
+        raise ClaimError(f"{path}: {error}", during="claim", hint=_allowed(str(error))) from error
+
+
+def _allowed(complaint: str) -> str:
+    """Return what may stand where the complaint (msgspec's) says that something may not."""
+    if "$.requests" in complaint:
+        table: Any = Request
+    else:
+        table = Constraint if "$.constraints" in complaint else Claim
+    if "unknown field" in complaint:
+        return "allowed are " + ", ".join((*table.__struct_fields__, *(["same"] if table is Claim else [])))
+    if "enum value" in complaint:
+        return "one of " + ", ".join(Kind if table is Request else Locality)
+    return 'requests = [{kind = "gpu", count = 2}]'

@@ -228,3 +228,21 @@ def test_a_mistake_of_ours_ends_with_70(tmp_path, monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setattr("hal.cli.leases.do_list", lambda options: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     assert main(["list"]) == 75
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("ttl = 5\n", "allowed are id, requests, constraints, tenant, ttl_seconds, same"),
+        ('[[requests]]\nkind = "gpu"\nconut = 3\n', "allowed are kind, count, where, name"),
+        ('[[requests]]\nkind = "gpuu"\n', "one of gpu, dpu"),
+        ('same = "numaa"\n[[requests]]\nkind = "gpu"\n', "one of node, numa, pci-switch, rack"),
+        ('ttl_seconds = "5"\n[[requests]]\nkind = "gpu"\n', "requests = ["),
+    ],
+)
+def test_a_word_that_a_claims_file_cannot_have_is_answered_with_those_it_can(tmp_path, text, hint):
+    (tmp_path / "claim.toml").write_text(text)
+    with pytest.raises(ClaimError) as caught:
+        read_claim(tmp_path / "claim.toml")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
