@@ -21,7 +21,8 @@ class Operation(Generic[T]):
 
     ``await operation`` in asyncio and ``operation.wait(deadline)`` in a thread both give the result or raise the
     verb's error. Waiting too long raises :class:`~hal.errors.DeadlineExceeded` and leaves the operation running: its
-    outcome is unknown until it says. The driver's side calls :meth:`succeed`, :meth:`fail` and :meth:`report`.
+    outcome is unknown until it says. It is awaitable, not a coroutine: ``asyncio.gather`` and ``asyncio.ensure_future``
+    take it, ``asyncio.create_task`` does not. The driver's side calls :meth:`succeed`, :meth:`fail` and :meth:`report`.
     """
 
     __slots__ = ("_callbacks", "_error", "_lock", "_result", "device", "progress", "step")
