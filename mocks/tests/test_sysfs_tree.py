@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from hal.drivers.contract import HostRoot
 from hal.host.driver import discover_host
@@ -25,8 +23,7 @@ from hal_mocks.names import devices_of
 from hal_mocks.pmem import MockPmemDriver
 from hal_mocks.profile import load_profile, parse_profile, profile_names
 from hal_mocks.rnic import MockRnicDriver
-from hal_mocks.sysfs import host_roots, render, tree_of
-from hal_mocks.sysfs_files import FIFO, FOLDER, Files, Link, relative, write_all, write_changes
+from hal_mocks.sysfs import host_roots, render
 from hal_mocks.upmem import MockUpmemDriver
 
 OFTEN = [name for name in profile_names() if name not in ("dgx-hall", "rack")]
@@ -382,50 +379,3 @@ def test_soft_roce_has_no_pci_function_and_no_counters(tmp_path):
     assert found["rxe0"].value("netdev") == "eth0"
     assert found["rxe0"].location.pci_address is None
     assert found["rxe0"].why_absent("counters") is Absence.NOT_REPORTED
-
-
-entries = st.dictionaries(
-    st.sampled_from(["a/x", "a/y", "a/z/w", "b", "c/d/e/f", "c/d/g", "h/i"]),
-    st.binary(max_size=3) | st.just(FIFO) | st.just(FOLDER) | st.sampled_from([Link("x"), Link("../b")]),
-)
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(entries, entries)
-def test_changing_a_tree_leaves_what_writing_it_anew_would(tmp_path, before, after):
-    write_all(str(tmp_path / "changed"), before)
-    write_changes(str(tmp_path / "changed"), before, after)
-    write_all(str(tmp_path / "fresh"), after)
-    assert _listing(tmp_path / "changed") == _listing(tmp_path / "fresh")
-
-
-def _listing(root: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            key = str(path.relative_to(root))
-            if path.is_symlink():
-                found[key] = os.readlink(path)
-            elif path.is_dir():
-                found[key] = "folder"
-            else:
-                found[key] = "fifo" if path.is_fifo() else path.read_bytes()
-    return found
-
-
-paths = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join)
-
-
-@given(paths, paths)
-def test_a_relative_link_leads_to_its_target(path, target):
-    here = os.path.dirname(path)
-    assert os.path.normpath(os.path.join("/", here, relative(path, target))) == os.path.normpath("/" + target)
-
-
-def test_a_tree_is_a_function_of_host_and_faults():
-    (host,) = load_profile("dgx-h100").hosts
-    assert tree_of(host) == tree_of(host)
-    files = Files()
-    files.file("a", 1)
-    assert files.entries == {"a": b"1\n"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -160,7 +161,7 @@ class MockHandle:
         self.close()
 
 
-class MockDriver:
+class MockDriver(ABC):
     """A driver over the graph. A kind gives :meth:`describe`, :meth:`conditions_of` and ``open``."""
 
     name = "mock"
@@ -172,9 +173,9 @@ class MockDriver:
         """A mock is always ready."""
         return READY
 
+    @abstractmethod
     def describe(self) -> Sequence[Device]:
         """Return all devices of this kind in the graph, as they are without faults."""
-        raise NotImplementedError
 
     def conditions_of(self, device: Device, fault: Fault) -> Sequence[Condition]:
         """Return what a fault looks like as conditions; the kind adds its own before asking here."""
@@ -245,7 +246,7 @@ class MockDriver:
             if grant.fence > seen:
                 write_whole(path, str(grant.fence).encode())
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a kind that holds something overrides it
         """Nothing is held."""
 
 

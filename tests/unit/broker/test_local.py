@@ -25,16 +25,6 @@ from tests.unit.broker.fake import World
 from tests.unit.broker.world import device, server
 
 
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path, server("n0", 4))
-
-
-@pytest.fixture
-def broker(world):
-    return world.broker
-
-
 def test_a_claim_is_prepared_opened_and_given_back(world, broker):
     with broker.claim("gpu", count=2, same="numa") as held:
         assert held.lease.state is LeaseState.PREPARED
