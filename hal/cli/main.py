@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-") and words[0] not in VERBS:
         return _other_program(words)
+    if words[:1] == ["--version"]:
+        from hal.cli.version import version_line
+
+        print(version_line("hal"))
+        return DONE
     options = _parser().parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -117,7 +122,9 @@ def _report(error: HalError, as_json: bool) -> int:
 def _other_program(words: list[str]) -> int:
     import shutil
 
-    program = shutil.which(f"hal-{words[0]}") if "/" not in words[0] else None
+    # Beside this interpreter, too: a virtual environment works by path, without being activated.
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)))
+    program = shutil.which(f"hal-{words[0]}", path=path) if "/" not in words[0] else None
     if program is None:
         import difflib
 

@@ -70,6 +70,11 @@ def _mistake(error: Exception) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Do what was asked; mistakes of the caller end with status 64, and say what to try."""
+    if list(arguments) == ["--version"]:
+        from hal.cli.version import version_line
+
+        print(version_line("hal-probe"))
+        return 0
     with_fewer_imports()
     from hal.cli.probe_options import parse
     from hal.errors import HalError, UsageError

@@ -190,3 +190,10 @@ def test_a_plugins_exporter_reaches_the_holder(doors, mock):
     environ = mock("upmem-server")
     assert doors.run("hal", "claim", "upmem:2", "--id", "x", environ=environ).returncode == 0
     assert "export ACME_DEVICES=2" in doors.run("hal", "env", "x", environ=environ).stdout
+
+
+def test_commands_say_their_version_and_find_each_other_without_being_on_the_path(doors):
+    doors.environ["PATH"] = "/usr/bin:/bin"
+    for command in ("hal", "hal-probe"):
+        assert doors.run(command, "--version").stdout.startswith(f"{command} 0.")
+    assert "dgx-h100" in doors.run("hal", "mock", "profiles").stdout
