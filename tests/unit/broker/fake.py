@@ -10,7 +10,7 @@ import msgspec
 from hal.api.local import LocalBroker
 from hal.broker.memory import MemoryStore
 from hal.drivers.contract import READY, Discovery
-from hal.errors import DeviceGone, DeviceNotFound, StaleFence
+from hal.errors import DeviceGone, DeviceNotFound, JournalError, StaleFence
 from hal.interfaces.deadline import Deadline
 from hal.model.attributes import known
 from hal.model.health import Condition, Severity
@@ -146,6 +146,18 @@ class World:
             deadline_seconds=1.0,
         )
         return self.broker
+
+    def fail_the_second_append(self):
+        """Let the journal fail once, not at the next commit but at the one after it."""
+        append, calls = self.store.append, []
+
+        def failing(records, revision):
+            calls.append(records)
+            if len(calls) == 2:
+                raise JournalError("I/O error")
+            return append(records, revision)
+
+        self.store.append = failing
 
     def prepared(self):
         return {d for d in self.driver.devices if self.driver.holder(d)[0]}

@@ -166,15 +166,7 @@ def test_many_expired_leases_are_all_taken_back_though_the_journal_failed_at_the
     for number in range(4):
         broker.claim("gpu", id=f"a{number}", ttl_seconds=10)
     world.clock.time += 11
-    original, calls = world.store.append, []
-
-    def fail_at_the_second(records, revision):
-        calls.append(records)
-        if len(calls) == 2:
-            raise JournalError("I/O error")
-        return original(records, revision)
-
-    world.store.append = fail_at_the_second
+    world.fail_the_second_append()
     with pytest.raises(JournalError):
         broker.list()
     assert len(broker.claim("gpu", count=4).devices) == 4

@@ -251,18 +251,10 @@ def test_events_go_on_from_a_revision(broker):
 
 
 def test_a_disk_that_fails_after_the_grant_leaves_nothing_acknowledged_and_nothing_doubled(world, broker):
-    original, calls = world.store.append, []
-
-    def fail_at_the_second(records, revision):
-        calls.append(records)
-        if len(calls) == 2:
-            raise JournalError("I/O error")
-        return original(records, revision)
-
-    world.store.append = fail_at_the_second
+    world.fail_the_second_append()
     with pytest.raises(JournalError):
         broker.claim("gpu", id="a")
-    world.store.append = original
+    del world.store.append  # the journal works again
     held = world.start().claim("gpu", id="a")
     assert world.prepared() == {held.devices[0].id}
 
@@ -339,15 +331,7 @@ def test_a_fenced_device_that_lets_go_is_claimed_again(world, broker):
 
 def test_a_release_that_the_journal_could_not_keep_is_finished_later(world, broker):
     held = broker.claim("gpu", count=4, id="a")
-    original, calls = world.store.append, []
-
-    def fail_at_the_second(records, revision):
-        calls.append(records)
-        if len(calls) == 2:
-            raise JournalError("I/O error")
-        return original(records, revision)
-
-    world.store.append = fail_at_the_second
+    world.fail_the_second_append()
     with pytest.raises(JournalError):
         held.release()
     assert broker.state.holders
