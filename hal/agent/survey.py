@@ -88,12 +88,14 @@ def survey(
     else:
         hosts = (HostRoot(node=os.uname().nodename),) if brought is None else brought
     host_found, host_reports = _look_at_hosts(hosts, deadline_seconds)
-    plugins.load([entry for entry in entries if wants(entry, host_found, hosts)], deadline_seconds)
+    # A machine that a plugin brings is that plugin's to drive: other vendors' libraries speak of the running one.
+    own, places = (host_found, hosts) if brought is None else ((), ())
+    plugins.load([entry for entry in entries if wants(entry, own, places)], deadline_seconds)
     context = Context(hosts=hosts, environ=environ)
     layers: list[tuple[int, Iterable[Device]]] = [(0, host_found)]
     reports = list(host_reports)
     drivers: dict[str, Driver] = {}
-    chosen = plugins.factories(host_found, hosts, wanted)
+    chosen = plugins.factories(own, places, wanted)
     if chosen:
         from hal.agent.discovery import run_drivers
 

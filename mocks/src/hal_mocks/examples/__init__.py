@@ -1,0 +1,1 @@
+"""Programs on hal's interfaces, made to be copied, and examined by the tests."""
