@@ -69,7 +69,7 @@ def test_processes_that_build_at_once_all_get_it(tmp_path: Path, source: Path) -
 
 
 def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(NotReady, match="no C compiler.*apt install gcc libc6-dev"):
+    with pytest.raises(NotReady, match=r"no C compiler.*apt install gcc libc6-dev"):
         build("libanswer.so", [source], environ=_environ(tmp_path, PATH=str(tmp_path)))
 
 
