@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hal.cli.streams import open_closed_streams
 from hal.errors import HalError, UsageError
+from hal_mocks.cli_run import add_options, split_command
+from hal_mocks.cli_run import run as _run
 
 if TYPE_CHECKING:
     from hal_mocks.graph import Graph
@@ -25,7 +27,9 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     """Run ``hal-mock``; returns 0, 1 if something could not be done, 64 for a command that makes no sense."""
     open_closed_streams()
     try:
-        options = _parser().parse_args(arguments)
+        own, command = split_command(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(own)
+        options.command = command
         run: Callable[[argparse.Namespace, Mapping[str, str]], int] = options.run
         code = run(options, os.environ if environ is None else environ)
         sys.stdout.flush()
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     power.add_argument("region", nargs="?", metavar="REGION", help="one region by id or name; without it all hosts")
     power.add_argument("--host", metavar="HOST", help="one host of a rack")
     power.add_argument("--seed", type=int, metavar="N", help="the same seed and state give the same outcome")
+    add_options(verb("run", _run, "run any program on a mock machine, in namespaces of its own"))
     verb("reset", _reset, "forget everything the machine remembers: faults, device state, trees")
     return parser
 
@@ -93,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 def _machine(environ: Mapping[str, str]) -> Machine:
     from hal_mocks.machine import open_machine
 
+    inside = environ.get("HAL_MOCK_MACHINE")  # in a namespace HAL_MACHINE is not set: the machine is the real one there
+    if inside and not environ.get("HAL_MACHINE"):
+        environ = {**environ, "HAL_MACHINE": inside}
     machine = open_machine(environ)
     if machine is None:
         raise UsageError("HAL_MACHINE is not set", hint="HAL_MACHINE=dgx-h100 hal-mock ...; hal-mock profiles")
@@ -156,19 +164,18 @@ def _describe(graph: Graph, most: int) -> None:
 def _render(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from pathlib import Path
 
-    from hal_mocks.sysfs import tree_of
-    from hal_mocks.sysfs_faults import shown_faults
+    from hal_mocks.sysfs import shown, tree_of
     from hal_mocks.sysfs_files import write_all
 
     machine = _machine(environ)
-    faults = shown_faults(machine.state.faults(), machine.clock.now())
+    at = shown(machine)
     folder = Path(options.folder)
     for host in machine.graph.hosts:
         where = folder / host.name
         if where.exists() and not (where / "sys").is_dir():
             raise UsageError(f"{where} is there and is no rendered host", hint="another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        write_all(str(where), tree_of(host, faults))
+        write_all(str(where), tree_of(host, at.faults, at.made))
         _say(str(where))
     return 0
 

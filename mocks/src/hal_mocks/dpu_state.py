@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,7 @@ class Card:
         self.id = card_id(dpu)
         self.folder: Path = machine.state.device(self.id)
         self._machine_state = machine.state
+        self._machine = weakref.ref(machine)  # which knows its cards
         descriptor = os.open(self.folder / "page", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.fstat(descriptor).st_size < _PAGE_BYTES:
@@ -109,10 +111,14 @@ class Card:
 
     def save(self, state: CardState) -> None:
         """Replace the state in one step; call under :meth:`locked`."""
+        before = saved_mode(self.folder)
         self.generation[1] += 1  # before it, too: should we be killed in between, the others look again
         write_whole(self._file, _ENCODER.encode(state))
         self.ready_at[0] = 0.0 if state.boot is None else state.boot.ready_at
         self.generation[1] += 1
+        machine = self._machine()
+        if before not in (None, state.mode) and machine is not None:
+            machine.changed()
 
     def change(self, **fields: object) -> CardState:
         """Replace some fields of the state; call under :meth:`locked`."""
@@ -128,6 +134,14 @@ class Card:
     def write_console(self, lines: tuple[ConsoleLine, ...]) -> None:
         """Replace the console log; call under :meth:`locked`."""
         write_whole(self.folder / "console.json", _ENCODER.encode(lines))
+
+
+def saved_mode(folder: Path) -> DpuMode | None:
+    """Return the mode that is written down in a card's folder, or None as long as nobody has looked at the card."""
+    try:
+        return _STATE.decode((folder / "card.json").read_bytes()).mode
+    except FileNotFoundError:
+        return None
 
 
 _CARDS: WeakKeyDictionary[Machine, dict[str, Card]] = WeakKeyDictionary()

@@ -137,12 +137,16 @@ class Dimm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PmemNamespace(msgspec.Struct, frozen=True, kw_only=True):
-    """A namespace that exists from the beginning. ``mode`` is raw, sector, fsdax or devdax."""
+    """A namespace that exists from the beginning. ``mode`` is raw, sector, fsdax or devdax.
+
+    ``offset_bytes`` counts from the start of the region; None: behind the one before it.
+    """
 
     name: str
     uuid: str
     mode: str
     size_bytes: int
+    offset_bytes: int | None = None
 
 
 class PmemRegion(msgspec.Struct, frozen=True, kw_only=True):

@@ -139,6 +139,11 @@ class Machine:
             self.state.set_faults(())
             self.state.clear()
 
+    def changed(self) -> None:
+        """Say that a device has become something else than before: handles look again, trees follow."""
+        self.state.touch()
+        self._sync()
+
     def _sync(self) -> None:
         from hal_mocks.sysfs import sync
 

@@ -66,6 +66,29 @@ class Record(msgspec.Struct, kw_only=True):
 _DECODER = msgspec.json.Decoder(Record)
 
 
+def recorded(folder: Path) -> Record | None:
+    """Return what is written down in a region's folder, or None as long as nobody has looked at the region."""
+    try:
+        while True:
+            changes = _changes(folder)
+            if not changes:
+                return None
+            content = _record_path(folder, changes).read_bytes()
+            if _changes(folder) == changes:  # else it was overtaken, and the file may be half of a newer one
+                return _DECODER.decode(content)
+    except FileNotFoundError:
+        return None
+
+
+def _changes(folder: Path) -> int:
+    with (folder / "page").open("rb") as file:
+        return int.from_bytes(file.read(16)[8:], "little")
+
+
+def _record_path(folder: Path, changes: int) -> Path:
+    return folder / ("record-odd.json" if changes % 2 else "record-even.json")
+
+
 class RegionStore:
     """One region's state in the machine's folder."""
 
@@ -100,19 +123,19 @@ class RegionStore:
         """Return what is written down."""
         while True:
             changes = self.page[1]
-            content = self._record_path(changes).read_bytes()
+            content = _record_path(self.folder, changes).read_bytes()
             if self.page[1] == changes:  # else it was overtaken, and the file may be half of a newer one
                 return _DECODER.decode(content)
 
     def save(self, record: Record) -> None:
         """Replace the record in one step; call under :meth:`locked`."""
+        before = self.load().namespaces if self.page[1] else record.namespaces
         changes = self.page[1] + 1
-        self._record_path(changes).write_bytes(msgspec.json.encode(record))
+        _record_path(self.folder, changes).write_bytes(msgspec.json.encode(record))
         self.page[1] = changes
         self.page[0] = record.epoch
-
-    def _record_path(self, changes: int) -> Path:
-        return self.folder / ("record-odd.json" if changes % 2 else "record-even.json")
+        if record.namespaces != before:
+            self.machine.changed()
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import msgspec
 from hal.drivers.contract import HostRoot
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.graph_cache import cached_header, code_stamp
+from hal_mocks.sysfs_made import NOTHING, Made, as_made, made_on
 
 if TYPE_CHECKING:
     from hal_mocks.graph import Host
@@ -28,6 +29,25 @@ class Stamp(msgspec.Struct, frozen=True):
     until: float | None
     faults: tuple[Fault, ...]
     hosts: tuple[tuple[str, str], ...]
+    made: Made = NOTHING
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What sysfs shows of a machine now, besides its graph: faults, and what devices have become; ``until`` when."""
+
+    faults: tuple[Fault, ...]
+    made: Made
+    until: float | None
+
+
+def shown(machine: Machine) -> Shown:
+    """Return what the trees have to show now."""
+    from hal_mocks.sysfs_faults import shown_faults
+
+    now = machine.clock.now()
+    every = machine.state.faults()
+    changes = [change for change in (fault.next_change(now) for fault in every) if change is not None]
+    return Shown(shown_faults(every, now), made_on(machine), min(changes) if changes else None)
 
 
 _STAMP = msgspec.json.Decoder(Stamp)
@@ -75,15 +95,15 @@ def host_folder(folder: Path, host: str) -> Path:
     return folder / "sys" / host
 
 
-def tree_of(host: Host, faults: Sequence[Fault] = ()) -> dict[str, Entry]:
-    """Return a host's whole tree as a value. ``faults`` are those that sysfs shows."""
+def tree_of(host: Host, faults: Sequence[Fault] = (), made: Made = NOTHING) -> dict[str, Entry]:
+    """Return a host's whole tree as a value. ``faults`` are those that sysfs shows, ``made`` what devices became."""
     from hal_mocks.sysfs_faults import Faulty
     from hal_mocks.sysfs_files import Files
     from hal_mocks.sysfs_memory import add_numa, add_pmem, add_upmem_rank
     from hal_mocks.sysfs_network import add_dpu, add_nic, add_nvme, add_rnic
     from hal_mocks.sysfs_pci import add_pci, device_paths
 
-    faulty = Faulty(host, faults)
+    faulty = Faulty(as_made(host, made), faults)
     host = faulty.host
     files = Files()
     paths = device_paths(host)
@@ -179,7 +199,6 @@ def _followed(files: Files, path: str) -> str:
 
 def _update(machine: Machine) -> Stamp:
     """Bring the trees on disk to the faults of now, under a lock that other processes respect."""
-    from hal_mocks.sysfs_faults import shown_faults
     from hal_mocks.sysfs_files import write_all, write_changes
 
     folder = machine.state.folder
@@ -191,29 +210,21 @@ def _update(machine: Machine) -> Stamp:
         same = old is not None and (old.key, old.code) == (key, code)
         if same and old is not None and old.generation == generation and (old.until is None or now < old.until):
             return old
-        every = machine.state.faults()
-        faults = shown_faults(every, now)
-        changes = [change for change in (fault.next_change(now) for fault in every) if change is not None]
-        stamp = Stamp(
-            key,
-            code,
-            generation,
-            min(changes) if changes else None,
-            faults,
-            tuple((host.name, host.rack) for host in machine.graph.hosts),
-        )
+        at = shown(machine)
+        hosts = tuple((host.name, host.rack) for host in machine.graph.hosts)
+        stamp = Stamp(key, code, generation, at.until, at.faults, hosts, at.made)
         from hal_mocks.names import ids_of
 
         for host in machine.graph.hosts:
             where = str(host_folder(folder, host.name))
             if not same or old is None:
-                write_all(where, tree_of(host, faults))
-            elif old.faults != faults:
+                write_all(where, tree_of(host, at.faults, at.made))
+            elif (old.faults, old.made) != (at.faults, at.made):
                 ids = ids_of(host)
                 before = tuple(fault for fault in old.faults if fault.device in ids)
-                after = tuple(fault for fault in faults if fault.device in ids)
-                if before != after:
-                    write_changes(where, tree_of(host, before), tree_of(host, after))
+                after = tuple(fault for fault in at.faults if fault.device in ids)
+                if before != after or as_made(host, old.made) != as_made(host, at.made):
+                    write_changes(where, tree_of(host, before, old.made), tree_of(host, after, at.made))
         fresh = folder / "sys" / "stamp.new"
         fresh.write_bytes(msgspec.json.encode(stamp))
         fresh.replace(folder / "sys" / "stamp.json")
