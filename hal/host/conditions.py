@@ -8,13 +8,15 @@ from hal.model.attributes import Attribute
 from hal.model.health import Action, Condition, Radius, Severity
 
 _Facts = dict[str, Attribute]
+_PCI_ERRORS = (("pci_fatal_errors", Severity.DEGRADED), ("pci_nonfatal_errors", Severity.WARN))
 
 
 def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     """Return the conditions that a device's attributes amount to.
 
     A narrow link or a port that is down may be meant so and is a warning; bad blocks and a controller that is not live
-    are worse. A slow link is none: idle devices slow theirs down to save power.
+    are worse. A slow link is none: idle devices slow theirs down to save power. Errors that PCI Express corrected by
+    itself are none either; those it could not correct stay told until the function is reset or the machine rebooted.
     """
     found: list[Condition] = []
     get = facts.get
@@ -22,6 +24,14 @@ def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     width, most = (_number(get("link_width")), _number(widest)) if widest is not None else (None, None)
     if width is not None and most is not None and width < most:
         found.append(_condition(id, "LinkNarrow", Severity.WARN, f"{width} of {most} PCI Express lanes", Radius.LINK))
+    for name, severity in _PCI_ERRORS:
+        errors = get(name)
+        if errors is not None and errors.value:
+            evidence = (
+                f"{errors.value} {name[4:-7].replace('nonfatal', 'non-fatal')} errors on PCI Express since it came up"
+            )
+            found.append(_condition(id, "PciError", severity, evidence, Radius.LINK))
+            break
     state = get("port_state")
     if state is not None and state.known and state.value != "active":
         found.append(_condition(id, "LinkDown", Severity.WARN, f"the port is {state.value}", Radius.LINK))

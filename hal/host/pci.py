@@ -20,6 +20,7 @@ _BRIDGE = "0604"
 _CONFIG_BYTES = 256
 _MOST_KNOWN = 256
 _FIRST = ("uevent", "numa_node")
+_ERRORS = ("aer_dev_fatal", "aer_dev_nonfatal", "aer_dev_correctable")
 _REST_OF_LINK = ("current_link_width", "max_link_speed", "max_link_width")
 _HEX = frozenset("0123456789abcdef")
 _ZEROS = str.maketrans("123456789abcdef", "0" * 15)
@@ -104,6 +105,7 @@ def find_functions(tree: Tree) -> tuple[dict[str, Function], list[str]]:
             express = _ask_config(folder, whole=not tree.trusted)
             if express is not None and express.max_width and express.width:
                 function.attributes.update(_link_of(express))
+                _read_errors(folder, function)
             else:
                 _read_link(folder, function, linkless)
             bridges.append((function, express))
@@ -230,6 +232,34 @@ def _read_link(folder: Folder, function: Function, linkless: set[tuple[str, str]
         linkless.add(sort)
         return
     function.attributes.update(_link(speed, *folder.read_many(_REST_OF_LINK)))
+    _read_errors(folder, function)
+
+
+def _read_errors(folder: Folder, function: Function) -> None:
+    """Count what Advanced Error Reporting has counted since the function came up, if the kernel handles its errors.
+
+    Each file ends with a line of the total (Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats).
+    """
+    if folder.lacks(_ERRORS[0]):
+        return
+    counts = folder.read_many(_ERRORS)
+    if counts[0] is not NOT_THERE:
+        function.attributes.update(_errors(*counts))
+
+
+@lru_cache(_MOST_KNOWN)
+def _errors(fatal: str | Missing, nonfatal: str | Missing, correctable: str | Missing) -> dict[str, Attribute]:
+    counts = zip(("fatal", "nonfatal", "correctable"), (fatal, nonfatal, correctable), strict=True)
+    return {f"pci_{name}_errors": _total(text, f"sysfs:aer_dev_{name}") for name, text in counts}
+
+
+def _total(text: str | Missing, source: str) -> Attribute:
+    if not isinstance(text, str):
+        return text.attribute(source)
+    name, _, count = text.rpartition("\n")[2].partition(" ")
+    if not name.startswith("TOTAL_ERR_") or not count.isdecimal() or len(count) > 20:
+        return Attribute(source=source, absent=Absence.MALFORMED, detail="no line of the total")
+    return Attribute(int(count), source)
 
 
 @lru_cache(_MOST_KNOWN)

@@ -136,7 +136,7 @@ def _add_region(scan: Scan, name: str, path: str, dimms: dict[str, str]) -> str:
     facts["persistence_domain"] = tree.text(path, "persistence_domain")
     read_only = tree.count(path, "read_only")
     facts["read_only"] = Attribute(read_only.value != 0, read_only.source) if read_only.known else read_only
-    facts["bad_blocks"] = _bad_blocks(tree, path)
+    facts["bad_blocks"] = _bad_blocks(tree, path, children)
     mapped, media = _mappings(tree, path, below, dimms)
     facts["dimms"] = mapped
     facts["media"] = media
@@ -181,9 +181,26 @@ def _mode(tree: Tree, path: str, child: str) -> str:
     return _MODES.get(mode, mode) if isinstance(mode, str) else ""
 
 
-def _bad_blocks(tree: Tree, path: str) -> Attribute:
-    """Count the bad sectors of a region: lines of a first sector and a length."""
-    text = tree.read(path + "/badblocks")
+def _bad_blocks(tree: Tree, path: str, children: list[str]) -> Attribute:
+    """Count the bad sectors of a region, as its bus knows them or as its block devices do, whichever knows more.
+
+    The bus writes what a scrub found; the block layer adds what was found in use, and what an administrator wrote.
+    """
+    own = _listed_blocks(tree, path + "/badblocks")
+    below = [
+        _listed_blocks(tree, f"{path}/{child}/block/{block}/badblocks")
+        for child in children
+        for block in tree.names(f"{path}/{child}/block")
+    ]
+    counted = sum(found.value for found in below if isinstance(found.value, int))
+    if counted and own.absent is not Absence.MALFORMED and counted > (own.value if isinstance(own.value, int) else 0):
+        return Attribute(counted, "sysfs:block/badblocks")
+    return own
+
+
+def _listed_blocks(tree: Tree, path: str) -> Attribute:
+    """Count the sectors of a list: lines of a first sector and a length."""
+    text = tree.read(path)
     if not isinstance(text, str):
         if text.reason is Absence.NOT_REPORTED and text.detail:  # an empty file: none
             return Attribute(0, "sysfs:badblocks")

@@ -4,6 +4,7 @@ from hal.drivers.contract import Discovery, HostRoot
 from hal.host.driver import discover_host
 from hal.model.attributes import Absence
 from hal.model.device import Device, alias
+from hal.model.health import Health
 from hal.model.kind import Kind
 from hal.testing.example_tree import one_of_each
 from hal.testing.trees import FakeTree
@@ -273,6 +274,48 @@ def test_bad_blocks_are_counted_and_degrade_the_region(tmp_path):
     region = by_name(tree)["region0"]
     assert region.value("bad_blocks") == 4
     assert [condition.type for condition in region.conditions] == ["BadBlocks"]
+
+
+def test_bad_blocks_that_only_the_block_device_lists_are_counted_too(tmp_path):
+    tree = one_of_each(tmp_path)
+    region = "devices/platform/nfit/ndbus0/region0"
+    tree.write(f"{region}/namespace0.0/block/pmem0/badblocks", "8 1\n64 3")
+    found = by_name(tree)["region0"]
+    assert (found.value("bad_blocks"), found.attributes["bad_blocks"].source) == (4, "sysfs:block/badblocks")
+    assert [condition.type for condition in found.conditions] == ["BadBlocks"]
+    tree.write(f"{region}/badblocks", "8 9")
+    assert by_name(tree)["region0"].value("bad_blocks") == 9
+
+
+def aer(tree, address: str, *, fatal: int = 0, nonfatal: int = 0, correctable: int = 0) -> None:
+    for name, count, word in (
+        ("fatal", fatal, "FATAL"),
+        ("nonfatal", nonfatal, "NONFATAL"),
+        ("correctable", correctable, "COR"),
+    ):
+        text = f"Undefined 0\nDLP {count}\nTOTAL_ERR_{word} {count}"
+        tree.write(f"{tree.path_of(address)}/aer_dev_{name}", text)
+
+
+@pytest.mark.parametrize(
+    ("counts", "health", "conditions"),
+    [
+        ({"correctable": 7}, Health.HEALTHY, []),
+        ({"nonfatal": 2, "correctable": 7}, Health.HEALTHY, ["2 non-fatal errors on PCI Express since it came up"]),
+        ({"fatal": 1, "nonfatal": 2}, Health.DEGRADED, ["1 fatal errors on PCI Express since it came up"]),
+    ],
+)
+def test_errors_that_pci_express_could_not_correct_are_conditions(tmp_path, counts, health, conditions):
+    tree = one_of_each(tmp_path)
+    aer(tree, "0000:18:00.0", **counts)
+    device = next(device for device in look(tree).devices if device.location.pci_address == "0000:18:00.0")
+    assert {name: device.value(f"pci_{name}_errors") for name in counts} == counts
+    assert device.health is health
+    assert [condition.evidence for condition in device.conditions if condition.type == "PciError"] == conditions
+
+
+def test_a_function_whose_errors_the_kernel_does_not_handle_has_no_count_of_them(machine):
+    assert not any("pci_fatal_errors" in device.attributes for device in machine.values())
 
 
 def test_a_regions_node_may_sit_on_its_namespace_alone(tmp_path):
