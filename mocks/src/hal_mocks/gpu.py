@@ -17,9 +17,10 @@ from hal.model.device import Device
 from hal.model.health import Condition
 from hal_mocks.base import MockDriver, tell_lies
 from hal_mocks.faults import Fault
-from hal_mocks.gpu_boards import GpuBoards, attempt, link_now, nvlinks_up
+from hal_mocks.gpu_boards import GpuBoards, attempt
 from hal_mocks.gpu_describe import NAME, mode_attributes, partition_device
 from hal_mocks.gpu_health import conditions_of, meet_faults, presence_of
+from hal_mocks.gpu_measure import link_now, nvlinks_up
 from hal_mocks.machine import Machine, device_not_found
 
 

@@ -11,23 +11,20 @@ import msgspec
 from hal.errors import DeviceBusy, DeviceNotFound, HalError, InvalidArgument, Unsupported
 from hal.interfaces.gpu import Ecc, EccCounts, GpuProcess, Mode, Partition, PartitionProfile, PowerLimit, RowRemapping
 from hal.interfaces.operation import Operation
-from hal.model.attributes import Absence, Attribute, Value, absent, known
-from hal.model.device import Device
+from hal.model.attributes import Attribute
 from hal.model.health import Condition
-from hal_mocks.base import tell_lies
-from hal_mocks.faults import Fault, FaultType
+from hal_mocks.faults import FaultType
 from hal_mocks.gpu_contexts import BUSY_NS, TO_DEVICE, TO_HOST, Contexts
-from hal_mocks.gpu_describe import SOURCE, Place, places_of
-from hal_mocks.gpu_health import conditions_of, gone, latched_conditions, loses_device, recovery_action
+from hal_mocks.gpu_describe import Place, places_of
+from hal_mocks.gpu_health import all_conditions, gone, loses_device, recovery_action
+from hal_mocks.gpu_measure import measured, replays_per_second
 from hal_mocks.gpu_mig import place, profiles_of
 from hal_mocks.gpu_store import Counts, GpuStore, Record, after_reset, after_scrub
-from hal_mocks.gpu_thermal import CLOCKS, OTHER_CLOCKS, Thermal, advance, clock_of
+from hal_mocks.gpu_thermal import Thermal, advance
 from hal_mocks.machine import Machine, device_not_found
 
 T = TypeVar("T")
-PCIE_GTS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 HEALED_BY_RESET = frozenset({FaultType.XID, FaultType.ECC_UNCORRECTABLE, FaultType.LOST, FaultType.HANG})
-_REPLAYS_PER_SECOND = 2.0
 _LEAST_POWER_SHARE = 2 / 7  # of the board's own limit: an H100 of 700 W can be told to draw 200 W
 
 
@@ -61,10 +58,7 @@ class GpuBoards:
         faults = self.machine.faults_of(gpu)
         if device_id is not None and device_id != gpu:
             faults = (*faults, *self.machine.faults_of(device_id))
-        return (
-            *latched_conditions(said_of, self.store.record(gpu), now),
-            *(condition for fault in faults for condition in conditions_of(said_of, fault, now)),
-        )
+        return all_conditions(said_of, self.store.record(gpu), faults, now)
 
     # partitions
 
@@ -238,8 +232,7 @@ class GpuBoards:
         limit = self.power_limit(gpu).watts
         pages = (gpu, *(partition.id for partition in self.store.record(gpu).partitions))
         busy_ns = sum(self.contexts(page).counter(BUSY_NS) for page in pages)
-        faults = {fault.type for fault in self.machine.faults_of(gpu)}
-        replays = _REPLAYS_PER_SECOND if faults & {FaultType.LINK_DEGRADED, FaultType.FLAP} else 0.0
+        replays = replays_per_second(self.machine.faults_of(gpu))
         now = self.machine.clock.now()
         return self.store.thermal(gpu, lambda before: advance(before, now, limit, busy_ns, replays))
 
@@ -259,37 +252,17 @@ class GpuBoards:
     def telemetry(self, gpu: str) -> dict[str, Attribute]:
         """Return everything that can be measured on a whole GPU, lies included."""
         found = self.place(gpu)
-        faults = self.machine.faults_of(gpu)
-        thermal = self.thermal(gpu)
-        clocks = CLOCKS.get(found.gpu.architecture, OTHER_CLOCKS)
-        sm_clock_hz, reasons = clock_of(thermal, clocks)
-        used = self.used_bytes(gpu)
         contexts = self.contexts(gpu)
-        values: dict[str, Value] = {
-            "gpu_utilization_percent": round(100 * thermal.utilization),
-            "memory_used_bytes": used,
-            "memory_free_bytes": found.gpu.memory_bytes - used,
-            "memory_total_bytes": found.gpu.memory_bytes,
-            "power_watts": round(thermal.power_watts, 3),
-            "power_limit_watts": self.power_limit(gpu).watts,
-            "energy_joules": thermal.energy_joules,
-            "temperature_celsius": round(thermal.temperature_celsius, 1),
-            "sm_clock_hz": sm_clock_hz,
-            "sm_max_clock_hz": clocks.sm_max_hz,
-            "memory_clock_hz": clocks.memory_hz,
-            "clock_event_reasons": reasons,
-            "pcie_received_bytes": contexts.counter(TO_DEVICE),
-            "pcie_sent_bytes": contexts.counter(TO_HOST),
-            "pcie_replays": int(thermal.replays),
-            "recovery_action": str(recovery_action(self.conditions(gpu))),
-        }
-        attributes = {name: known(value, SOURCE) for name, value in values.items()}
-        link = link_now(found.device, faults)
-        for name in ("speed_gts", "width", "max_speed_gts", "max_width"):
-            attributes[f"pcie_{name}"] = link.get(f"link_{name}") or absent(
-                Absence.NOT_REPORTED, SOURCE, "no PCIe link"
-            )
-        return tell_lies(attributes, faults)
+        return measured(
+            found,
+            self.machine.faults_of(gpu),
+            self.thermal(gpu),
+            power_limit_watts=self.power_limit(gpu).watts,
+            used_bytes=self.used_bytes(gpu),
+            received_bytes=contexts.counter(TO_DEVICE),
+            sent_bytes=contexts.counter(TO_HOST),
+            action=recovery_action(self.conditions(gpu)),
+        )
 
     # repair
 
@@ -347,23 +320,6 @@ def attempt(device: str, step: str, work: Callable[[], T]) -> Operation[T]:
         return Operation.completed(work(), device, step)
     except HalError as error:
         return Operation.failed(error, device, step)
-
-
-def link_now(device: Device, faults: tuple[Fault, ...]) -> dict[str, Attribute]:
-    """Return the PCIe link as it is: what faults have left of it."""
-    link = {name: value for name, value in device.attributes.items() if name.startswith("link_")}
-    for fault in faults:
-        if fault.type is FaultType.LINK_DEGRADED and link:
-            if fault.generation:
-                link["link_speed_gts"] = known(PCIE_GTS.get(fault.generation, 2.5), SOURCE)
-            if fault.width:
-                link["link_width"] = known(fault.width, SOURCE)
-    return link
-
-
-def nvlinks_up(faults: tuple[Fault, ...], now: float) -> bool:
-    """True unless a fault holds the NVLinks down at this moment."""
-    return not any(fault.type in (FaultType.LINK_DOWN, FaultType.FLAP) and fault.holds_down(now) for fault in faults)
 
 
 def _by_location(counts: Counts) -> dict[str, EccCounts]:

@@ -154,6 +154,14 @@ def latched_conditions(device_id: str, record: Record, now: float) -> Sequence[C
     return found
 
 
+def all_conditions(device_id: str, record: Record, faults: Sequence[Fault], now: float) -> tuple[Condition, ...]:
+    """Return what is wrong with a GPU: what it remembers, then what holds now."""
+    return (
+        *latched_conditions(device_id, record, now),
+        *(condition for fault in faults for condition in conditions_of(device_id, fault, now)),
+    )
+
+
 _LADDER = tuple(Action)
 
 

@@ -13,9 +13,10 @@ from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device
 from hal_mocks.base import MockHandle
 from hal_mocks.faults import Fault
-from hal_mocks.gpu_boards import GpuBoards, attempt, nvlinks_up
+from hal_mocks.gpu_boards import GpuBoards, attempt
 from hal_mocks.gpu_describe import SOURCE, peers_of
 from hal_mocks.gpu_health import meet_faults
+from hal_mocks.gpu_measure import nvlinks_up
 from hal_mocks.machine import Machine
 
 # What a partition can tell of its own; the rest is the whole GPU's and not told to one tenant of several.
