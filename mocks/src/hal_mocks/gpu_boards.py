@@ -25,7 +25,7 @@ from hal_mocks.machine import Machine, device_not_found
 
 T = TypeVar("T")
 HEALED_BY_RESET = frozenset({FaultType.XID, FaultType.ECC_UNCORRECTABLE, FaultType.LOST, FaultType.HANG})
-_LEAST_POWER_SHARE = 2 / 7  # of the board's own limit: an H100 of 700 W can be told to draw 200 W
+LEAST_POWER_SHARE = 2 / 7  # of the board's own limit: an H100 of 700 W can be told to draw 200 W
 
 
 class GpuBoards:
@@ -191,7 +191,7 @@ class GpuBoards:
         return PowerLimit(
             watts=own if chosen is None else chosen,
             default_watts=own,
-            min_watts=round(own * _LEAST_POWER_SHARE),
+            min_watts=round(own * LEAST_POWER_SHARE),
             max_watts=own,
         )
 
@@ -208,6 +208,7 @@ class GpuBoards:
         self.thermal(gpu)
         limit = None if watts is None else float(watts)
         self.store.update(gpu, lambda before: msgspec.structs.replace(before, power_limit_watts=limit))
+        self.machine.show()
         return self.power_limit(gpu)
 
     # what can be measured
@@ -248,6 +249,7 @@ class GpuBoards:
             )
 
         self.store.thermal(gpu, change)
+        self.machine.show()
 
     def telemetry(self, gpu: str) -> dict[str, Attribute]:
         """Return everything that can be measured on a whole GPU, lies included."""
@@ -290,6 +292,7 @@ class GpuBoards:
             self.contexts(page).end_all()
         if gpu == device_id:
             self.store.update(gpu, after_scrub)
+            self.machine.show()
 
     def _parents(self) -> Iterator[tuple[str, str]]:
         for gpu in self.places:
@@ -309,6 +312,7 @@ class GpuBoards:
         for fault in self.machine.state.faults():
             if fault.device == gpu and fault.type in HEALED_BY_RESET and fault.onset_at <= now:
                 self.machine.heal(id=fault.id)
+        self.machine.show()
         for fault in faults:
             if fault.type is FaultType.SLOW:
                 self.machine.clock.sleep(fault.seconds)

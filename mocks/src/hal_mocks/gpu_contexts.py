@@ -18,8 +18,8 @@ EPOCH, COUNT, BASE = 0, 1, 2
 MEMORY, PID = 16, 16 + SLOTS
 BUSY_NS, TO_DEVICE, TO_HOST, TO_PEER = 0, 1, 2, 3
 """Counters: one word a slot each, and in ``BASE`` the sum of slots that are gone."""
-_COUNTERS = PID + SLOTS
-_BYTES = 8 * (_COUNTERS + 4 * SLOTS)
+COUNTERS = PID + SLOTS
+_BYTES = 8 * (COUNTERS + 4 * SLOTS)
 
 
 class Contexts:
@@ -93,13 +93,13 @@ class Contexts:
 
     def counter(self, which: int) -> int:
         """Return a counter of the device; it never falls."""
-        start = _COUNTERS + which * SLOTS
+        start = COUNTERS + which * SLOTS
         return self.words[BASE + which] + sum(self.words[start : start + SLOTS])
 
     @staticmethod
     def counter_index(which: int, slot: int) -> int:
         """Return the word in which a slot counts."""
-        return _COUNTERS + which * SLOTS + slot
+        return COUNTERS + which * SLOTS + slot
 
     def _fold(self, slot: int) -> None:
         words = self.words

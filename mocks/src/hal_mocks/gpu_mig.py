@@ -59,7 +59,7 @@ def place(gpu: Gpu, existing: Sequence[Partition], name: str, start: int | None)
     taken = {slice_ for p in existing for slice_ in range(p.start, p.start + p.memory_slices)}
     for candidate in sorted(profile.placements) if start is None else (start,):
         if taken.isdisjoint(range(candidate, candidate + profile.memory_slices)):
-            return _partition(gpu, profile, candidate)
+            return partition_at(gpu, profile, candidate)
     raise _refusal(
         gpu,
         DeviceBusy,
@@ -68,12 +68,18 @@ def place(gpu: Gpu, existing: Sequence[Partition], name: str, start: int | None)
     )
 
 
-def _partition(gpu: Gpu, profile: MigProfile, start: int) -> Partition:
-    # The same place on the same GPU has the same id, as with NVIDIA's driver: a partition made again after a reboot is
-    # known again, and its fence still only grows.
-    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{gpu.uuid}/{profile.name}/{start}")
+def partition_id(gpu: Gpu, profile: str, start: int) -> str:
+    """Return the id of the partition at a place: the same for the same place of the same GPU.
+
+    So it is with NVIDIA's driver: a partition made again after a reboot is known again, and its fence still only grows.
+    """
+    return f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'{gpu.uuid}/{profile}/{start}')}"
+
+
+def partition_at(gpu: Gpu, profile: MigProfile, start: int) -> Partition:
+    """Return the partition of a profile at a place."""
     return Partition(
-        id=f"MIG-{identity}",
+        id=partition_id(gpu, profile.name, start),
         profile=profile.name,
         start=start,
         compute_slices=profile.compute_slices,

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +14,9 @@ from hal.interfaces.gpu import Partition
 from hal_mocks.faults import Fault, FaultType
 from hal_mocks.gpu_thermal import Thermal
 from hal_mocks.machine import Machine
+
+if TYPE_CHECKING:
+    from hal_mocks.nvml.managed import Managed
 
 ECC_XIDS = frozenset({48, 63, 64, 94, 95})
 
@@ -65,6 +69,7 @@ class GpuStore:
             os.close(descriptor)
         self._changes = memoryview(self._map).cast("Q")
         self._cache: dict[str, tuple[int, Record]] = {}
+        self._managed: Managed | None = None
         self._fault_generation = -1
         self._traces: dict[str, tuple[Fault, ...]] = {}
 
@@ -76,7 +81,7 @@ class GpuStore:
         else:
             cached = self._cache.get(gpu)
             if cached is None or cached[0] != changes:
-                cached = (changes, self._load(gpu))
+                cached = (changes, self.load(gpu))
                 self._cache[gpu] = cached
             record = cached[1]
         if self._fault_generation != self.machine.state.generation:
@@ -91,12 +96,15 @@ class GpuStore:
     def update(self, gpu: str, change: Callable[[Record], Record]) -> Record:
         """Change a record under the lock of all processes; nothing is written if ``change`` raises."""
         with self.machine.state.locked("gpu.lock"):
-            before = self._load(gpu)
+            before = self.load(gpu)
             after = change(before)
             if after != before:
-                self._changes[0] += 1  # before it, too: should we be killed in between, the others look again
+                self.count_change()  # before it, too: should we be killed in between, the others look again
                 self._write(self.machine.state.device(gpu) / "gpu.json", after)
-                self._changes[0] += 1
+                managed = self._shared()
+                if managed is not None:
+                    managed.write(gpu, after)
+                self.count_change()
         return after
 
     def thermal(self, gpu: str, change: Callable[[Thermal], Thermal]) -> Thermal:
@@ -112,11 +120,25 @@ class GpuStore:
                 self._write(path, after)
         return after
 
-    def _load(self, gpu: str) -> Record:
+    def count_change(self) -> None:
+        """Make every process look again."""
+        self._changes[0] += 1
+
+    def load(self, gpu: str) -> Record:
+        """Return the record as it lies on disk, with what programs have set through a fake NVML library."""
         try:
-            return _RECORD.decode((self.machine.state.device(gpu) / "gpu.json").read_bytes())
+            record = _RECORD.decode((self.machine.state.device(gpu) / "gpu.json").read_bytes())
         except FileNotFoundError:
-            return FRESH
+            record = FRESH
+        managed = self._shared()
+        return record if managed is None else managed.read(gpu, record)
+
+    def _shared(self) -> Managed | None:
+        if self._managed is None and (self.machine.state.folder / "nvml").is_dir():
+            from hal_mocks.nvml.managed import Managed
+
+            self._managed = Managed(self.machine)
+        return self._managed
 
     @staticmethod
     def _write(path: Path, value: msgspec.Struct) -> None:
@@ -128,10 +150,15 @@ class GpuStore:
         generation = self.machine.state.generation
         traces: dict[str, tuple[Fault, ...]] = {}
         for fault in self.machine.state.faults():
-            if fault.type is FaultType.ECC_UNCORRECTABLE or (fault.type is FaultType.XID and fault.code in ECC_XIDS):
+            if leaves_traces(fault):
                 traces[fault.device] = (*traces.get(fault.device, ()), fault)
         self._traces = traces
         self._fault_generation = generation
+
+
+def leaves_traces(fault: Fault) -> bool:
+    """True if a GPU remembers the fault when it is over."""
+    return fault.type is FaultType.ECC_UNCORRECTABLE or (fault.type is FaultType.XID and fault.code in ECC_XIDS)
 
 
 def absorb(record: Record, traces: tuple[Fault, ...], now: float) -> Record:

@@ -134,10 +134,18 @@ class Machine:
         return tuple(fresh)
 
     def forget(self) -> None:
-        """Forget everything that was remembered: faults, device state, trees. Fault ids are not given again."""
+        """Forget everything that was remembered: faults and device state. Fault ids are not given again.
+
+        Trees stay, and become those of a sound machine: a namespace may have them mounted.
+        """
         with self.state.locked():
             self.state.set_faults(())
             self.state.clear()
+        if (self.state.folder / "nvml").is_dir():
+            from hal_mocks.nvml.staging import start_afresh
+
+            start_afresh(self)
+        self._sync()
 
     def changed(self) -> None:
         """Say that a device has become something else than before: handles look again, trees follow."""
@@ -148,6 +156,14 @@ class Machine:
         from hal_mocks.sysfs import sync
 
         sync(self)
+        self.show()
+
+    def show(self) -> None:
+        """Let the fake NVML libraries that are in use see what has changed; a machine that has none gets none."""
+        if (self.state.folder / "nvml").is_dir():
+            from hal_mocks.nvml.staging import sync
+
+            sync(self)
 
     def _next_fault_id(self, faults: tuple[Fault, ...]) -> int:
         # Never used twice, not even after healing: who has acted upon a fault knows it by its id.
