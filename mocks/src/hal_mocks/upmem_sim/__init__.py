@@ -1,0 +1,1 @@
+"""A functional simulator of UPMEM's processing units, below the driver: programs in C for the SDK run unmodified."""

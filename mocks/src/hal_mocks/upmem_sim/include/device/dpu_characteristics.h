@@ -1,0 +1,12 @@
+#ifndef HAL_UPMEM_DPU_CHARACTERISTICS_H
+#define HAL_UPMEM_DPU_CHARACTERISTICS_H
+
+#ifdef __dpu_v1B__
+#define DPU_NR_THREADS 16
+#else
+#define DPU_NR_THREADS 24
+#endif
+#define DPU_NR_ATOMIC_BITS 256
+#define DPU_NR_WORK_REGS 24
+
+#endif
