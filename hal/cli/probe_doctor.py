@@ -69,6 +69,7 @@ _MENDS_BY_TYPE = {
     "LinkDown": "check the cable and the port at its far end; ip link; rdma link",
     "PortDown": "check the cable and the port at its far end; ip link; rdma link",
     "LinkNarrow": "reseat {name} and its riser; lspci -vv -s {pci}",
+    "PciError": "reseat {name} and its riser if it goes on; dmesg | grep -i aer; lspci -vv -s {pci}",
     "LinkSlow": "put load on {name} and look again (an idle link may slow down); lspci -vv -s {pci}",
 }
 

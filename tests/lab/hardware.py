@@ -11,6 +11,8 @@ LABEL_BYTES = 128 << 10
 CXL_BYTES = 256 * MIB
 NVME_BYTES = 64 * MIB
 
+CXL_SERIAL = 0x4C41_4200_0000_0001
+
 FAR_NVME = "LABNVME1"
 """Serial number of the NVMe behind the bridge that belongs to NUMA node 1."""
 
@@ -19,6 +21,9 @@ HOT_NVME = "LABNVME2"
 
 FAR_PORT = "port1"
 """QEMU's name of the root port above the first NVMe: where AER errors are injected."""
+
+# As wide and as fast as what is plugged in: QEMU's own port has 32 lanes, and would rightly be called narrow.
+_PORT = "x-speed=2_5,x-width=1"
 
 # The backing file holds the label area too: without room for it the namespace ends off a 2 MiB boundary, and devdax
 # refuses it as misaligned.
@@ -67,15 +72,15 @@ def arguments(images: Path) -> list[str]:
         f"-drive if=none,id=drive1,file={images}/nvme1,format=raw",
         f"-drive if=none,id=drive2,file={images}/nvme2,format=raw",
         "-device pxb-pcie,id=far,bus_nr=64,bus=pcie.0,numa_node=1",
-        f"-device pcie-root-port,id={FAR_PORT},bus=far,chassis=1,slot=1",
+        f"-device pcie-root-port,id={FAR_PORT},bus=far,chassis=1,slot=1,{_PORT}",
         f"-device nvme,serial={FAR_NVME},drive=drive1,bus={FAR_PORT}",
-        "-device pcie-root-port,id=port2,bus=pcie.0,chassis=2,slot=2",
+        f"-device pcie-root-port,id=port2,bus=pcie.0,chassis=2,slot=2,{_PORT}",
         "-device " + ",".join(f"{name}={value}" for name, value in hot_nvme().items()).removeprefix("driver="),
-        "-netdev user,id=net0,restrict=on -device virtio-net-pci,netdev=net0,bus=pcie.0",
+        "-netdev user,id=net0,restrict=on -device virtio-net-pci,netdev=net0,romfile=,bus=pcie.0",
         "-device pxb-cxl,id=cxl0,bus_nr=128,bus=pcie.0 -device cxl-rp,id=cxlport,port=0,bus=cxl0,chassis=3,slot=3",
         f"-object memory-backend-file,id=cxlmem,share=on,mem-path={images}/cxl,size={CXL_BYTES}",
         f"-object memory-backend-file,id=cxllabel,share=on,mem-path={images}/cxl-label,size={IMAGES['cxl-label']}",
-        "-device cxl-type3,id=cxlmem0,bus=cxlport,memdev=cxlmem,lsa=cxllabel",
+        f"-device cxl-type3,id=cxlmem0,bus=cxlport,memdev=cxlmem,lsa=cxllabel,sn={CXL_SERIAL:#x}",
     ]
     return " ".join(lines).split(" ")
 

@@ -1,0 +1,78 @@
+"""What the checks share: the machine that is on, the inventory it showed last, the folder for what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.lab import hardware
+from tests.lab.guest import Ended, Guest
+from tests.lab.machine import Machine
+from tests.lab.needs import Host
+
+_PROBE_SECONDS = 60  # emulated: a probe that takes 30 ms on a machine takes some seconds here
+_LINK_NET = "10.99.0.1/24"
+_FAR_NET = "10.99.1.1/24"
+NEAR_LINK = "lab0"
+"""The dummy interface under ``rxe0``; ``rxe1`` is on the virtio NIC ``eth0``."""
+
+
+@dataclass
+class Lab:
+    """One run. ``machine`` is the boot that is on; ``seen`` what its first probe showed."""
+
+    host: Host
+    folder: Path
+    machine: Machine
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def guest(self) -> Guest:
+        """The agent of the boot that is on."""
+        return self.machine.guest
+
+    def prepare(self) -> None:
+        """Load the drivers, and make the links and RDMA devices that no hardware brings."""
+        packages = next(path for path in self.host.python.parent.parent.glob("lib/python3*/site-packages"))
+        # Only in the guest: its root is an overlay, the host's environment stays as it is.
+        self.guest.write(f"{packages}/debian.pth", f"{self.host.debian_python}\n")
+        modules = " ".join(hardware.MODULES)
+        self.guest.shell(
+            f"""
+            echo lab > /proc/sys/kernel/hostname
+            modprobe -a {modules}
+            ip link set lo up
+            ip link add {NEAR_LINK} type dummy
+            ip address add {_LINK_NET} dev {NEAR_LINK}
+            ip address add {_FAR_NET} dev eth0
+            ip link set {NEAR_LINK} up
+            ip link set eth0 up
+            rdma link add rxe0 type rxe netdev {NEAR_LINK}
+            rdma link add rxe1 type rxe netdev eth0
+            """,
+            timeout=60,
+        )
+
+    def probe(self, *arguments: str) -> dict[str, Any]:
+        """Return what ``hal-probe`` says in the guest, as its JSON."""
+        ended = self.hal_probe("list", "--json", *arguments)
+        if ended.code not in (0, 1, 3):
+            raise AssertionError(f"hal-probe ended with {ended.code}: {ended.err[-2000:]}")
+        report: dict[str, Any] = ended.json
+        return report
+
+    def hal_probe(self, *arguments: str) -> Ended:
+        """Run ``hal-probe`` with time enough for an emulated processor."""
+        return self.guest.run(
+            "hal-probe", "--timeout", str(_PROBE_SECONDS), *arguments, timeout=2 * _PROBE_SECONDS, check=False
+        )
+
+    def devices(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Return the devices of a kind that the first probe showed, by name."""
+        return {device["name"]: device for device in self.seen["devices"] if device["kind"] == kind}
+
+
+def value(device: dict[str, Any], attribute: str) -> Any:
+    """Return the value of an attribute of a device record, None if it is absent."""
+    return device["attributes"].get(attribute, {}).get("value")
