@@ -1,0 +1,411 @@
+"""The verbs of a connection over UCX.
+
+Where the target's memory is mapped here, the way through put, get, fetch-add and flush is written out in line: it has
+less time than one call of UCX's takes. All others go through UCX under the link's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from hal.errors import DeviceBusy, InvalidArgument, RemoteAccessError
+from hal.interfaces.deadline import Deadline
+from hal.interfaces.operation import Operation
+from hal.interfaces.rnic import Access, CompletionCode, ConnectionState
+from hal_rdma.ucx import declarations as c
+from hal_rdma.ucx.buffers import as_bytes
+from hal_rdma.ucx.keys import Address, open_key
+from hal_rdma.ucx.link import CREDIT, Link
+from hal_rdma.ucx.operations import Request, finished
+from hal_rdma.ucx.targets import Target, unpack
+
+if TYPE_CHECKING:
+    from hal.interfaces.rnic import Readable, Writable
+    from hal_rdma.ucx.endpoint import UcxEndpoint
+
+_PLAIN = (bytes, bytearray)
+_WORD = 1 << 64
+_QUEUE_DEPTH = 1024
+_ASKING_SECONDS = 2.0
+
+
+class UcxConnection:
+    """A reliable connection; see :class:`hal.interfaces.rnic.Connection`."""
+
+    def __init__(self, endpoint: UcxEndpoint, link: Link, peer: Address) -> None:
+        transport = link.transport
+        self._endpoint = endpoint
+        self._link = link
+        self._peer = peer
+        self._check = transport.check
+        self._enter_handle = transport.enter
+        self._device = link.device
+        self._targets = link.targets
+        self._writes, self._reads = link.targets.writes, link.targets.reads
+        self._words = link.targets.words
+        self._library = link.worker.library
+        self._done: Operation[None] = finished(link.device, "put")(None)
+        self._flushed: Operation[None] = finished(link.device, "flush")(None)
+        self._counted = finished(link.device, "fetch_add")
+        self._swapped = finished(link.device, "compare_and_swap")
+        atomics = self._library.atomics
+        self._add = None if atomics is None else atomics.fetch_add
+        self._barrier = transport.barrier
+
+    @property
+    def state(self) -> ConnectionState:
+        """``rts``, ``error`` or ``reset``."""
+        return self._link.state
+
+    @property
+    def error(self) -> BaseException | None:
+        """What broke the connection."""
+        return self._link.error
+
+    # One-sided
+
+    def put(
+        self, local: Readable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+    ) -> Operation[None]:
+        """Write into the target's memory."""
+        self._check()
+        try:
+            base, length, view = self._writes[rkey]
+            start = remote_address - base
+            size = len(local)  # type: ignore[arg-type]
+            if (
+                deadline is None
+                and 0 <= start <= length - size
+                and (type(local) in _PLAIN or (type(local) is memoryview and local.c_contiguous))
+            ):
+                view[start : start + size] = local  # type: ignore[assignment]
+                self._link.out_bytes += size
+                return self._done
+        except (KeyError, TypeError, ValueError):  # not mapped, not bytes, or a key that has just died: the long way
+            pass
+        return self._put(local, remote_address, rkey, deadline)
+
+    def _put(self, local: Readable, address: int, rkey: bytes, deadline: Deadline | None) -> Operation[None]:
+        found = self._reach("put", Access.REMOTE_WRITE, local, address, rkey, deadline)
+        if not isinstance(found, tuple):
+            return found
+        target, data = found
+        if target.view is not None:
+            try:
+                target.view[address - target.key.address :][: data.nbytes] = data
+            except ValueError:
+                return self._refuse("put", "its region was closed meanwhile")
+            self._link.out_bytes += data.nbytes
+            return self._done
+        held = self._library.ffi.from_buffer(data)
+        worker, size = self._link.worker, data.nbytes
+        call = self._library.ucp.ucp_put_nbx
+        return self._post(
+            "put", lambda: call(worker.ep, held, size, address, target.rkey, worker.plain), held, target, out=size
+        )
+
+    def get(
+        self, local: Writable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
+    ) -> Operation[None]:
+        """Read from the target's memory."""
+        self._check()
+        try:
+            base, length, view = self._reads[rkey]
+            start = remote_address - base
+            size = len(local)  # type: ignore[arg-type]
+            if (
+                deadline is None
+                and 0 <= start <= length - size
+                and (type(local) is bytearray or (type(local) is memoryview and local.c_contiguous))
+            ):
+                local[:] = view[start : start + size]
+                self._link.in_bytes += size
+                return self._done
+        except (KeyError, TypeError, ValueError):
+            pass
+        return self._get(local, remote_address, rkey, deadline)
+
+    def _get(self, local: Writable, address: int, rkey: bytes, deadline: Deadline | None) -> Operation[None]:
+        found = self._reach("get", Access.REMOTE_READ, local, address, rkey, deadline)
+        if not isinstance(found, tuple):
+            return found
+        target, into = found
+        if target.view is not None:
+            try:
+                into[:] = target.view[address - target.key.address :][: into.nbytes]
+            except ValueError:
+                return self._refuse("get", "its region was closed meanwhile")
+            self._link.in_bytes += into.nbytes
+            return self._done
+        held = self._library.ffi.from_buffer(into, require_writable=True)
+        worker, size = self._link.worker, into.nbytes
+        call = self._library.ucp.ucp_get_nbx
+        return self._post(
+            "get", lambda: call(worker.ep, held, size, address, target.rkey, worker.plain), held, target, into=size
+        )
+
+    def fetch_add(
+        self, remote_address: int, rkey: bytes, value: int, *, deadline: Deadline | None = None
+    ) -> Operation[int]:
+        """Add as one step among all processes."""
+        self._check()
+        try:
+            base, last, pointer = self._words[rkey]
+            start = remote_address - base
+            if deadline is None and 0 <= start <= last and not remote_address & 7:
+                return self._counted(self._add(pointer + start, value, 5))  # type: ignore[misc]
+        except (KeyError, TypeError, OverflowError):
+            pass
+        return self._change("fetch_add", remote_address, rkey, value, None, deadline)
+
+    def compare_and_swap(
+        self, remote_address: int, rkey: bytes, expected: int, value: int, *, deadline: Deadline | None = None
+    ) -> Operation[int]:
+        """Swap as one step among all processes."""
+        self._check()
+        return self._change("compare_and_swap", remote_address, rkey, expected, value, deadline)
+
+    def _change(
+        self, step: str, address: int, rkey: bytes, first: int, second: int | None, deadline: Deadline | None
+    ) -> Operation[int]:
+        if address % 8:
+            raise self._invalid(step, f"address {address:#x} is not a multiple of 8", "align the word")
+        if not (0 <= first < _WORD and 0 <= (second or 0) < _WORD):
+            raise self._invalid(step, "an operand does not fit an unsigned 64-bit word", "take it modulo 2**64")
+        found = self._reach(step, Access.REMOTE_ATOMIC, _WORD_BYTES, address, rkey, deadline)
+        if not isinstance(found, tuple):
+            return found
+        target, _ = found
+        library, worker = self._library, self._link.worker
+        ffi = library.ffi
+        if target.view is not None and library.atomics is not None:
+            pointer = target.pointer + address - target.key.address
+            if second is None:
+                return self._counted(library.atomics.fetch_add(pointer, first, c.SEQ_CST))
+            word = ffi.new("uint64_t*", first)
+            library.atomics.compare_exchange(pointer, word, second, c.SEQ_CST, c.SEQ_CST)
+            return self._swapped(int(word[0]))
+        argument, reply = ffi.new("uint64_t*", first), ffi.new("uint64_t*", second or 0)
+        params = ffi.new("ucp_request_param_t*")
+        params.op_attr_mask = c.OP_DATATYPE | c.OP_REPLY_BUFFER
+        params.datatype = c.WORD_DATATYPE
+        params.reply_buffer = reply
+        verb = c.ATOMIC_ADD if second is None else c.ATOMIC_COMPARE_SWAP
+        call = library.ucp.ucp_atomic_op_nbx
+        return self._post(
+            step,
+            lambda: call(worker.ep, verb, argument, 1, address, target.rkey, params),
+            (argument, reply, params),
+            target,
+            value=lambda: int(reply[0]),
+            out=8,
+            into=8,
+        )
+
+    # Keys, and what UCX does
+
+    def _reach(
+        self, step: str, right: Access, local: Any, address: int, rkey: bytes, deadline: Deadline | None
+    ) -> tuple[Target, memoryview] | Operation[Any]:
+        """Return the target and the local bytes, or the operation that has failed."""
+        refused = self._begin(step, deadline)
+        if refused is not None:
+            return refused
+        data = as_bytes(local, self._device, step, writable=right is Access.REMOTE_READ)
+        sealed = bytes(rkey)
+        target = self._targets.all.get(sealed)
+        if target is None:
+            key = open_key(sealed, self._peer.owner, self._peer.secret)
+            if key is None:
+                return self._refuse(step, "the key is none of the peer's")
+            until = time.monotonic() + _ASKING_SECONDS
+            if deadline is not None:
+                until = min(until, time.monotonic() + deadline.remaining_seconds)
+            alive = self._link.ask(sealed, until)
+            if self._link.error is not None:
+                return Operation.failed(self._link.flushed(step), self._device, step)
+            if alive is None:
+                self._link.refuse(self._link.transfer_error(step, "the peer does not answer for its key"))
+                return self._fail(step)
+            if not alive:
+                return self._refuse(step, "the key's region is closed")
+            with self._link.lock:
+                if self._link.state is ConnectionState.RTS:
+                    status, target = unpack(key, self._link.worker.ep, self._library)
+                    if target is not None:
+                        self._targets.add(sealed, target, atomics=self._add is not None)
+            if target is None:
+                return self._refuse(step, f"UCX cannot read the key: {self._library.describe(status)}")
+        if not target.allows(right, address, data.nbytes):
+            return self._refuse(step, "range or right")
+        return target, data
+
+    def _post(
+        self,
+        step: str,
+        call: Callable[[], int],
+        keep: Any,
+        target: Target,
+        *,
+        value: Callable[[], Any] | None = None,
+        out: int = 0,
+        into: int = 0,
+    ) -> Operation[Any]:
+        link = self._link
+        request: Request | None = None
+        with link.lock:
+            if link.state is not ConnectionState.RTS or target.key.region in link.targets.dead:
+                return Operation.failed(link.flushed(step), self._device, step)
+            handle = call()
+            if handle > 0:
+                request = Request(link, step, handle, keep, value)
+                link.pending.append(request)
+            if handle >= 0:
+                link.posted += 1
+                link.out_bytes += out
+                link.in_bytes += into
+        if handle < 0:
+            link.refuse(link.failure(step, handle))
+            return self._fail(step)
+        link.rouse()
+        if request is not None:
+            return request
+        return finished(self._device, step)(None if value is None else value())
+
+    def _begin(self, step: str, deadline: Deadline | None) -> Operation[Any] | None:
+        self._enter_handle(step, deadline)
+        state = self._link.state
+        if state is ConnectionState.RTS:
+            return None
+        if state is ConnectionState.RESET:
+            raise self._invalid(step, "the connection is closed", "connect again with a new endpoint")
+        return Operation.failed(self._link.flushed(step), self._device, step)
+
+    def _refuse(self, step: str, why: str) -> Operation[Any]:
+        self._link.refuse(
+            RemoteAccessError(
+                f"refused: {why}",
+                device=self._device,
+                during=step,
+                hint="ask the peer for the region's address, length, rights and a fresh key",
+                code=CompletionCode.REMOTE_ACCESS,
+            )
+        )
+        return self._fail(step)
+
+    def _fail(self, step: str) -> Operation[Any]:
+        return Operation.failed(self._link.error or self._link.flushed(step), self._device, step)
+
+    def _invalid(self, step: str, why: str, hint: str) -> InvalidArgument:
+        return InvalidArgument(why, device=self._device, during=step, hint=hint)
+
+    # Two-sided
+
+    def send(self, local: Readable, *, deadline: Deadline | None = None) -> Operation[None]:
+        """Send into the peer's oldest receive, or wait for one as long as the endpoint is patient."""
+        self._check()
+        refused = self._begin("send", deadline)
+        if refused is not None:
+            return refused
+        message = as_bytes(local, self._device, "send")
+        link = self._link
+        request = Request(link, "send", 0, message)
+        with link.lock:
+            if link.state is not ConnectionState.RTS:
+                return Operation.failed(link.flushed("send"), self._device, "send")
+            link.sends.append((message, request, time.monotonic() + link.rnr_timeout_seconds))
+            link.deliver()
+        link.poll()
+        link.rouse()
+        return request
+
+    def recv(self, local: Writable, *, deadline: Deadline | None = None) -> Operation[int]:
+        """Post a buffer for the next message."""
+        self._check()
+        refused = self._begin("recv", deadline)
+        if refused is not None:
+            return refused
+        into = as_bytes(local, self._device, "recv", writable=True)
+        link, ffi = self._link, self._library.ffi
+        held = ffi.from_buffer(into, require_writable=True)
+        with link.lock:
+            if link.state is not ConnectionState.RTS:
+                return Operation.failed(link.flushed("recv"), self._device, "recv")
+            if len(link.receives) >= _QUEUE_DEPTH:
+                raise DeviceBusy(
+                    "the receive queue is full",
+                    device=self._device,
+                    during="recv",
+                    hint="wait for a posted receive before posting another",
+                )
+            handle = link.worker.receive(held, into.nbytes, link.data_tag)
+            request = Request(link, "recv", handle, held)
+            link.receives.append((into, request))
+            link.tell(CREDIT, into.nbytes)
+        link.rouse()
+        return request
+
+    # Order and visibility
+
+    def fence(self, *, deadline: Deadline | None = None) -> None:
+        """Order what was posted before in front of what is posted after."""
+        self._check()
+        if deadline is not None:
+            self._enter_handle("fence", deadline)
+        link = self._link
+        if not link.posted:
+            self._barrier()
+        elif link.targets.writes or link.targets.words:
+            # A copy does not wait for what UCX has under way, so here order needs the target.
+            self.flush(deadline=deadline).wait(deadline or Deadline.after(_ASKING_SECONDS))
+        else:
+            with link.lock:
+                if link.state is ConnectionState.RTS:
+                    self._library.ucp.ucp_worker_fence(link.worker.handle)
+
+    def flush(self, *, deadline: Deadline | None = None) -> Operation[None]:
+        """Make everything visible: at once where all was copied, else when the peer has answered."""
+        self._check()
+        link = self._link
+        if deadline is None and not link.posted and link.state is ConnectionState.RTS:
+            self._barrier()
+            return self._flushed
+        refused = self._begin("flush", deadline)
+        if refused is not None:
+            return refused
+        self._barrier()
+        with link.lock:
+            if link.state is not ConnectionState.RTS:
+                return Operation.failed(link.flushed("flush"), self._device, "flush")
+            posted = link.posted
+            handle = link.worker.flush() if posted else 0
+
+            def settled() -> None:
+                if link.posted == posted:
+                    link.posted = 0  # until UCX is given something again, there is nothing to flush
+
+            if handle > 0:
+                request = Request(link, "flush", handle, None, settled)
+                link.pending.append(request)
+            elif handle == 0:
+                settled()
+        if handle < 0:
+            link.refuse(link.failure("flush", handle))
+            return self._fail("flush")
+        link.rouse()
+        return request if handle > 0 else self._flushed
+
+    def close(self) -> None:
+        """End the connection. Idempotent."""
+        self._endpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_WORD_BYTES = memoryview(bytes(8))

@@ -1,0 +1,424 @@
+"""What both ends of a connection tell each other beside the data, and the state that follows from it.
+
+Short control messages travel with the data, under the endpoint's token: receives that were posted, messages that
+arrived, keys that are asked about and keys that die, the end of the connection and why. A key is used only after its
+owner has said that its region lives, and a region is unmapped only after everybody who asked has put its key away, or
+has been cut off.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hal.errors import FlushedError, TransferError
+from hal.interfaces.rnic import CompletionCode, ConnectionState
+from hal_rdma.ucx import declarations as c
+from hal_rdma.ucx.keys import Address
+from hal_rdma.ucx.operations import Request
+from hal_rdma.ucx.targets import Targets
+from hal_rdma.ucx.worker import Worker
+
+if TYPE_CHECKING:
+    from hal_rdma.ucx.transport import UcxTransport
+
+CREDIT, ARRIVED, ASK, ANSWER, REVOKE, REVOKED, BYE, BYE_TOO, BROKEN = range(1, 10)
+"""Kinds of control messages: a kind, a number, and what comes with it (a key)."""
+
+_CONTROL = struct.Struct("<BQ")
+_MOST_BYTES = 4096
+_CONTROL_TAG, _DATA_TAG = 1 << 56, 2 << 56
+TOKEN_BITS = 56
+_GOODBYE_SECONDS = 0.25
+_IN_A_ROW = 64
+
+
+class Turn(NamedTuple):
+    """What a look at a link found: something to do at once, something to do soon, or a descriptor that will speak."""
+
+    busy: bool
+    soon: bool
+    armed: bool
+
+
+Ended = list[tuple[Request, Any, BaseException | None]]
+
+
+class Link:
+    """One endpoint's worker and its state; ``lock`` orders the user's thread and the one that makes progress."""
+
+    def __init__(self, transport: UcxTransport, token: int, rnr_timeout_seconds: float) -> None:
+        self.transport = transport
+        self.device = transport.device
+        self.token = token
+        self.rnr_timeout_seconds = rnr_timeout_seconds
+        self.lock = Lock()
+        self.worker = Worker(transport.context)
+        self.state = ConnectionState.INIT
+        self.error: BaseException | None = None
+        self.targets = Targets()
+        self.pending: list[Request] = []
+        self.sends: deque[tuple[memoryview, Request, float]] = deque()
+        self.sent: deque[Request] = deque()
+        self.receives: deque[tuple[memoryview, Request]] = deque()
+        self.credits: deque[int] = deque()
+        self.watchers = 0
+        self.posted = 0
+        self.out_bytes = 0
+        self.in_bytes = 0
+        self._ended: Ended = []
+        self._outgoing: list[tuple[int, Any]] = []
+        self._answers: dict[int, bool] = {}
+        self._asked = 0
+        self._revoked: set[int] = set()
+        self._peer_gone = False
+        self._failed: int | None = None
+        self._destroyed = False
+        self._control_tag = _CONTROL_TAG | token
+        self._out_control = self._out_data = 0
+        self.data_tag = _DATA_TAG | token
+
+    # Connecting
+
+    def connect(self, peer: Address) -> None:
+        """Point the worker at the peer's. Raises ``TransferError`` if UCX cannot reach it."""
+        with self.lock:
+            self._out_control, self._out_data = _CONTROL_TAG | peer.token, _DATA_TAG | peer.token
+            watch = None if self.transport.shares_memory else self._notice_failure
+            self.worker.connect(peer.worker, watch=watch)
+            self.state = ConnectionState.RTS
+        self.rouse()
+
+    def _notice_failure(self, status: int) -> None:
+        self._failed = status  # called by UCX while it makes progress, under the lock
+
+    # Progress
+
+    def poll(self) -> None:
+        """Move what can be moved, and complete what has ended. Any thread."""
+        with self.lock:
+            if self._destroyed:
+                return
+            self._advance()
+            ended, self._ended = self._ended, []
+        settle(ended)
+
+    def turn(self) -> Turn:
+        """Poll for the thread that makes progress, and let the descriptor speak unless a user's thread polls itself."""
+        with self.lock:
+            if self._destroyed:
+                return Turn(busy=False, soon=False, armed=False)
+            moved = self._advance()
+            ended, self._ended = self._ended, []
+            armed = self.watchers == 0 and self.worker.arm()
+            busy = self.watchers == 0 and not armed
+            soon = bool(moved or self.watchers or self.pending or self.sends or self.sent or self._outgoing)
+        settle(ended)
+        return Turn(busy=busy, soon=soon, armed=armed)
+
+    def _advance(self) -> bool:
+        worker, moved = self.worker, False
+        for _ in range(_IN_A_ROW):
+            if not worker.progress():
+                break
+            moved = True
+        if self.state is ConnectionState.INIT:
+            return moved  # what has come waits in UCX until there is a way back
+        if moved or self._asked:
+            while (told := worker.take(self._control_tag, _MOST_BYTES)) is not None:
+                self._hear(told)
+        if self.pending:
+            self._collect()
+        if self.receives:
+            self._collect_receives()
+        if self._outgoing:
+            self._outgoing = [(handle, keep) for handle, keep in self._outgoing if worker.status(handle) == 1]
+        if self._failed is not None and self.error is None:
+            self._peer_gone = True
+            words = self.worker.library.describe(self._failed)
+            self.break_(self.transfer_error("use", f"UCX lost the peer: {words}"))
+        if self.sends and self.sends[0][2] < time.monotonic() and self.state is ConnectionState.RTS:
+            code = CompletionCode.RNR_RETRY_EXCEEDED
+            self.break_(self.transfer_error("send", "the peer posted no receive in time", code), self.sends[0][1])
+        return moved
+
+    def _collect(self) -> None:
+        requests, self.pending = self.pending, []
+        for request in requests:
+            status = self.worker.status(request.handle)
+            if status == c.INPROGRESS:
+                self.pending.append(request)
+                continue
+            request.handle = 0
+            if status == c.OK:
+                self._ended.append((request, request.value() if request.value is not None else None, None))
+            else:
+                self.break_(self.failure(request.step, status), request)
+        if self.error is not None and self.pending:
+            self._flush_all()
+
+    def _collect_receives(self) -> None:
+        arrived = 0
+        while self.receives:
+            _, request = self.receives[0]
+            status, length = self.worker.received(request.handle)
+            if status == c.INPROGRESS:
+                break
+            self.receives.popleft()
+            request.handle = 0
+            if status != c.OK:
+                self.break_(self.failure("recv", status), request)
+                return
+            arrived += 1
+            self.in_bytes += length
+            self._ended.append((request, length, None))
+        if arrived:
+            self.tell(ARRIVED, arrived)
+
+    # Control messages
+
+    def tell(self, kind: int, number: int = 0, more: bytes = b"") -> None:
+        """Send a control message; the lock is held."""
+        if self.worker.ep is None or self._peer_gone:
+            return
+        told = self.worker.library.ffi.from_buffer(_CONTROL.pack(kind, number) + more)
+        handle = self.worker.send(told, len(told), self._out_control)
+        if handle > 0:
+            self._outgoing.append((handle, told))
+
+    def _hear(self, told: bytes) -> None:
+        kind, number = _CONTROL.unpack_from(told)
+        if kind == CREDIT:
+            self.credits.append(number)
+            self.deliver()
+        elif kind == ARRIVED:
+            for _ in range(min(number, len(self.sent))):
+                self._ended.append((self.sent.popleft(), None, None))
+        elif kind == ASK:
+            region = self.transport.region_of(told[_CONTROL.size :])
+            granted = region is not None and region.admit(self)
+            self.tell(ANSWER, number, b"\1" if granted else b"\0")
+        elif kind == ANSWER:
+            self._answers[number] = told[_CONTROL.size :] == b"\1"
+        elif kind == REVOKE:
+            self._put_away(number)
+        elif kind == REVOKED:
+            self._revoked.add(number)
+        elif kind == BYE:
+            self.tell(BYE_TOO)
+            self._peer_gone = True
+            self.break_(self.transfer_error("use", "the peer has closed the connection"))
+        elif kind == BYE_TOO:
+            self._peer_gone = True
+        elif kind == BROKEN:
+            self._hear_broken(number)
+
+    def _hear_broken(self, code: int) -> None:
+        if code == CompletionCode.LOCAL_LENGTH and self.receives:
+            why = self.transfer_error("recv", "the message is longer than the buffer", code)
+            self.break_(why, self.receives[0][1], tell=False)
+        else:
+            self.break_(self.transfer_error("use", f"the peer's side broke (code {code})", code), tell=False)
+
+    def _put_away(self, number: int) -> None:
+        """Forget a region's key for good; say so once nothing of ours can still be under way to it."""
+        in_flight = self.targets.forget(number)
+        if in_flight and self.posted and self.state is ConnectionState.RTS:
+            handle = self.worker.flush()
+            if handle > 0:
+                request = Request(self, "revoke", handle, None, lambda: self.tell(REVOKED, number))
+                self.pending.append(request)
+                return
+        self.tell(REVOKED, number)
+
+    def ask(self, sealed: bytes, until: float) -> bool | None:
+        """Ask the key's owner whether its region lives; None if there was no answer in time."""
+        with self.lock:
+            self._asked += 1
+            number = self._asked << 1 | 1
+            self.tell(ASK, number, sealed)
+        try:
+            return self._wait_for(lambda: self._answers.pop(number, None), until)
+        finally:
+            with self.lock:
+                self._asked -= 1
+
+    def revoke(self, number: int) -> None:
+        """Tell the peer that a region is going."""
+        with self.lock:
+            if self.state is ConnectionState.RTS:
+                self.tell(REVOKE, number)
+
+    def await_revoked(self, number: int, until: float) -> bool:
+        """Wait until the peer has put a region's key away, or can do nothing any more."""
+        done = self._wait_for(lambda: True if number in self._revoked else None, until)
+        return bool(done) or self._peer_gone or self._destroyed
+
+    def _wait_for(self, found: Callable[[], bool | None], until: float) -> bool | None:
+        self.watchers += 1
+        try:
+            spun = 0
+            while (answer := found()) is None and self.state is ConnectionState.RTS and time.monotonic() < until:
+                self.poll()
+                spun += 1
+                if spun > _IN_A_ROW:
+                    time.sleep(50e-6)  # whoever shall answer may need this processor
+            return answer if answer is not None else found()
+        finally:
+            self.watchers -= 1
+
+    # Messages; the lock is held
+
+    def deliver(self) -> None:
+        """Send what waits for a receive, as far as the peer has posted some."""
+        while self.sends and self.credits and self.state is ConnectionState.RTS:
+            message, request, _ = self.sends.popleft()
+            self.transmit(message, request)
+
+    def transmit(self, message: memoryview, request: Request) -> None:
+        """Send a message into the oldest receive of the peer's; one that does not fit breaks both sides."""
+        if message.nbytes > self.credits.popleft():
+            self.tell(BROKEN, CompletionCode.LOCAL_LENGTH)
+            words = f"the message of {message.nbytes} bytes is longer than the peer's buffer"
+            error = self.transfer_error("send", words, CompletionCode.REMOTE_INVALID_REQUEST)
+            self.break_(error, request, tell=False)
+            return
+        data = self.worker.library.ffi.from_buffer(message)
+        handle = self.worker.send(data, message.nbytes, self._out_data)
+        if handle < 0:
+            self.break_(self.failure("send", handle), request)
+            return
+        if handle:
+            self._outgoing.append((handle, data))
+        self.out_bytes += message.nbytes
+        self.sent.append(request)
+
+    # Errors
+
+    def break_(self, error: BaseException, first: Request | None = None, *, tell: bool = True) -> None:
+        """Move into the error state: ``first`` fails with ``error``, everything else is flushed. The lock is held."""
+        if first is not None:
+            self._ended.append((first, None, error if self.error is None else self.flushed(first.step)))
+        if self.state in (ConnectionState.ERROR, ConnectionState.RESET):
+            return
+        self.state = ConnectionState.ERROR
+        self.error = error
+        self.targets.clear()
+        if tell:
+            self.tell(BROKEN, getattr(error, "code", None) or 0)
+        self._flush_all(first)
+
+    def _flush_all(self, first: Request | None = None) -> None:
+        for _, request in self.receives:
+            self.worker.cancel(request.handle)
+        waiting: Iterable[Request] = [
+            *self.pending,
+            *(request for _, request, _ in self.sends),
+            *self.sent,
+            *(request for _, request in self.receives),
+        ]
+        for request in waiting:
+            if request is not first:
+                self._ended.append((request, None, self.flushed(request.step)))
+            if request.handle:
+                self._outgoing.append((request.handle, request.keep))
+        for queue in (self.pending, self.sends, self.sent, self.receives):
+            queue.clear()
+
+    def lose(self, why: str) -> None:
+        """The peer's process is gone. Any thread."""
+        with self.lock:
+            if self._destroyed:
+                return
+            self._peer_gone = True
+            self.break_(self.transfer_error("use", why))
+            ended, self._ended = self._ended, []
+        settle(ended)
+
+    def refuse(self, error: BaseException) -> None:
+        """Break because of what the user's side found, such as a wrong key."""
+        with self.lock:
+            self.break_(error)
+            ended, self._ended = self._ended, []
+        settle(ended)
+
+    def transfer_error(self, step: str, why: str, code: int = CompletionCode.RETRY_EXCEEDED) -> TransferError:
+        """Return the error for what came of a transfer."""
+        return TransferError(
+            why,
+            device=self.device,
+            during=step,
+            hint="connect again with fresh addresses, once both sides run",
+            code=code,
+        )
+
+    def failure(self, step: str, status: int) -> TransferError:
+        """Return the error for a status of UCX's."""
+        return self.transfer_error(step, f"UCX: {self.worker.library.describe(status)}", CompletionCode.RETRY_EXCEEDED)
+
+    def flushed(self, step: str) -> FlushedError:
+        """Return the error of what was posted on a broken connection."""
+        why = f" ({self.error})" if self.error is not None else ""
+        return FlushedError(
+            f"the connection was already in error{why}",
+            device=self.device,
+            during=step,
+            hint="connect again with a new endpoint",
+            code=CompletionCode.FLUSHED,
+        )
+
+    # The end
+
+    def rouse(self) -> None:
+        """Let the thread that makes progress look at this link soon."""
+        self.transport.progress.rouse(self)
+
+    def close(self) -> None:
+        """Say goodbye to a living peer and give everything back. Idempotent."""
+        with self.lock:
+            if self._destroyed or self.state is ConnectionState.RESET:
+                return
+            polite = self.state is ConnectionState.RTS
+            self.targets.clear()
+            if polite:
+                self.tell(BYE)
+            self.state = ConnectionState.RESET
+            self._flush_all()
+            ended, self._ended = self._ended, []
+        settle(ended)
+        until = time.monotonic() + _GOODBYE_SECONDS
+        while polite and not self._peer_gone and time.monotonic() < until:
+            self.poll()
+            time.sleep(50e-6)
+        self.transport.progress.forget(self)
+        self._destroy(quietly=polite and self._peer_gone)
+
+    def cut(self) -> None:
+        """End it at once: nothing that the peer sends arrives any more."""
+        self.lose("cut off: the peer did not put a closed region's key away in time")
+        self.transport.progress.forget(self)
+        self._destroy(quietly=False)
+
+    def _destroy(self, *, quietly: bool) -> None:
+        with self.lock:
+            if self._destroyed:
+                return
+            self._destroyed = True
+            self.targets.destroy(self.worker.library)
+            for handle, _ in self._outgoing:
+                self.worker.free(handle)
+            self._outgoing.clear()
+            self.worker.destroy(quietly=quietly)
+
+
+def settle(ended: Ended) -> None:
+    """Complete operations, with no lock held: whoever waits may call back at once."""
+    for request, value, error in ended:
+        if error is None:
+            request.succeed(value)
+        else:
+            request.fail(error)
