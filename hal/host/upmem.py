@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hal.host.missing import Missing
 from hal.host.numa import Place
 from hal.host.scan import Scan, word
 from hal.host.tree import Tree
@@ -9,6 +10,7 @@ from hal.model.attributes import Absence, Attribute
 from hal.model.kind import Kind
 
 _CLASS = "class/dpu_rank"
+_VPD_BYTES, _VPD_HEADER_BYTES, _VPD_RANKS, _VPD_VERSION = 2048, 16, 4, 0x4000
 
 
 class _Rank:
@@ -96,9 +98,43 @@ def _read_rank(scan: Scan, name: str, path: str) -> _Rank:
             if not interfaces.known
             else Attribute(source="sysfs:nb_ci", absent=Absence.MALFORMED)
         )
+    _mask_disabled(tree, path, facts)
     facts["mram_bytes"] = tree.count(path, "mram_size")
     facts["clock_hz"] = _clock(tree, path)
     return _Rank(name, word(serial), index.value if isinstance(index.value, int) else None, place, facts)
+
+
+def _mask_disabled(tree: Tree, path: str, facts: dict[str, Attribute]) -> None:
+    """Take the processing units that are disabled for good off ``dpus``, if the DIMM's data can be read."""
+    all_units, index = facts["dpus"].value, facts["rank_index"].value
+    data = tree.read_bytes(path + "/dimm_vpd", _VPD_BYTES)
+    if not isinstance(all_units, int) or all_units > 64 or not isinstance(index, int):
+        return
+    if isinstance(data, Missing):
+        facts["disabled_dpus"] = data.attribute("sysfs:dimm_vpd")
+        return
+    mask = _disabled_mask(data, index)
+    if mask is None or mask >> all_units:
+        facts["disabled_dpus"] = Attribute(source="sysfs:dimm_vpd", absent=Absence.MALFORMED)
+        return
+    disabled = tuple(dpu for dpu in range(all_units) if mask >> dpu & 1)
+    facts["disabled_dpus"] = Attribute(disabled, "sysfs:dimm_vpd")
+    if disabled:
+        facts["dpus"] = Attribute(all_units - len(disabled), "sysfs:nb_ci*nb_dpus_per_ci-dimm_vpd")
+
+
+def _disabled_mask(data: bytes, index: int) -> int | None:
+    """Return the mask of a rank in ``struct dpu_vpd_header`` (UPMEM SDK, ``dpu_vpd_structures.h``, version 0x4000).
+
+    Sixteen bytes (``UPMV``, version, size, ranks, repairs), then for each of four ranks three masks of 64 bits, of
+    which the first is that of disabled units: bit ``control interface * units per interface + unit``.
+    """
+    if not 0 <= index < _VPD_RANKS or len(data) < _VPD_HEADER_BYTES + 24 * _VPD_RANKS:
+        return None
+    if data[:4] != b"UPMV" or int.from_bytes(data[4:8], "little") != _VPD_VERSION:
+        return None
+    start = _VPD_HEADER_BYTES + 24 * index
+    return int.from_bytes(data[start : start + 8], "little")
 
 
 def _clock(tree: Tree, path: str) -> Attribute:

@@ -15,7 +15,7 @@ from hal_mocks.names import devices_of
 from hal_mocks.profile import PROFILES, load_profile, parse_profile, profile_names, sources_of, summary_of
 from hal_mocks.profile_lines import lines_of
 from hal_mocks.profile_models import SECTIONS, Library
-from hal_mocks.sysfs_memory import cpu_list, cpus_of
+from hal_mocks.sysfs_cpus import cpu_list, cpus_of
 
 NAMES = profile_names()
 OFTEN = [name for name in NAMES if name != "dgx-hall"]

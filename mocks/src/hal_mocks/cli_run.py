@@ -59,9 +59,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         if is_recording(options.profile):
             _refuse_machine_options(options)
-            return run_command(stage_recording(options.profile, environ, room), command)
+            return run_command(stage_recording(options.profile, room), command, environ)
         with machine_folder(options.state) as folder:
-            return run_command(_stage(options, folder, environ, room), command)
+            return run_command(_stage(options, folder, room), command, environ)
     except UsageError:
         raise
     except HalError as error:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return FAILED
 
 
-def _stage(options: argparse.Namespace, folder: str, environ: Mapping[str, str], room: Room) -> Stage:
+def _stage(options: argparse.Namespace, folder: str, room: Room) -> Stage:
     from hal_mocks.machine import open_machine
     from hal_mocks.namespace.staging import machine_name, stage_machine
 
@@ -81,7 +81,10 @@ def _stage(options: argparse.Namespace, folder: str, environ: Mapping[str, str],
     assert machine is not None
     if options.state is not None and os.isatty(2):
         sys.stderr.write(f"hal-mock: from outside: HAL_MACHINE='{name}' hal-mock fault ...\n")
-    return stage_machine(machine, name, options.host, environ, room)
+    stage = stage_machine(machine, name, options.host, room)
+    for lack in stage.lacks:
+        sys.stderr.write(f"hal-mock: {lack}\n")
+    return stage
 
 
 def _refuse_machine_options(options: argparse.Namespace) -> None:

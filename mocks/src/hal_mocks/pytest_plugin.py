@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import pytest
 
 from hal.errors import UsageError
+from hal_mocks.pytest_namespace import hal_namespace as hal_namespace  # a fixture, by its name here
 
 if TYPE_CHECKING:
     from hal_mocks.faults import Fault, FaultType
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "hal_machine(profile, seed=0, clock='virtual'): the mock machine of the test: the name of a profile, "
         "or the path of a TOML file",
     )
+    config.addinivalue_line("markers", "hal_namespace(host): which host of a rack the namespace of the test shows")
 
 
 @pytest.fixture

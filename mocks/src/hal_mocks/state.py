@@ -94,8 +94,7 @@ class State:
         return folder
 
     def clear(self) -> None:
-        """Remove what devices remember, and the trees; the control page stays, as other processes have it mapped."""
+        """Remove what devices remember; the control page stays, as other processes have it mapped."""
         import shutil
 
-        for name in ("devices", "sys"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(self.folder / "devices", ignore_errors=True)

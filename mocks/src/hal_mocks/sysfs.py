@@ -97,38 +97,46 @@ def host_folder(folder: Path, host: str) -> Path:
 
 def tree_of(host: Host, faults: Sequence[Fault] = (), made: Made = NOTHING) -> dict[str, Entry]:
     """Return a host's whole tree as a value. ``faults`` are those that sysfs shows, ``made`` what devices became."""
+    from hal_mocks.sysfs_cpus import add_numa
+    from hal_mocks.sysfs_devices import add_dpu, add_nvidia, add_nvme
     from hal_mocks.sysfs_faults import Faulty
     from hal_mocks.sysfs_files import Files
-    from hal_mocks.sysfs_memory import add_numa, add_pmem, add_upmem_rank
-    from hal_mocks.sysfs_network import add_dpu, add_nic, add_nvme, add_rnic
-    from hal_mocks.sysfs_pci import add_pci, device_paths
+    from hal_mocks.sysfs_memory import add_pmem
+    from hal_mocks.sysfs_network import add_nic, add_rnic
+    from hal_mocks.sysfs_pci import add_pci, bus_ranges, device_paths
+    from hal_mocks.sysfs_upmem import add_upmem_rank, upmem_vpd
 
-    faulty = Faulty(as_made(host, made), faults)
+    whole = as_made(host, made)
+    faulty = Faulty(whole, faults)
     host = faulty.host
+    names = (*(nic.name for nic in whole.rnics), *(nic.name for nic in whole.nics))
+    nics = {name: index for index, name in enumerate(names)}  # a number does not change when a neighbour goes
+    nvmes = {nvme.name: index for index, nvme in enumerate(whole.nvmes)}
     files = Files()
     paths = device_paths(host)
     numa = {function.address: function.numa_node for function in host.pci}
     for folder in ("sys/class/net", "sys/class/infiniband", "sys/class/nvme", "sys/bus/nd/devices", "dev"):
         files.folder(folder)
+    # What a placeholder in /dev is: programs ask for the subsystem of its numbers.
+    files.device("sys/devices/virtual/mem/null", "class/mem", {}, {"MAJOR": 1, "MINOR": 3, "DEVMODE": "0666"})
     add_numa(files, host)
-    add_pci(files, host, paths)
-    for index, rnic in enumerate(host.rnics):
+    add_pci(files, host, paths, bus_ranges(whole))
+    for rnic in host.rnics:
         views = faulty.ports(rnic.name, [port.rate_gbps for port in rnic.ports])
-        add_rnic(files, rnic, index, paths, views)
-    for index, nic in enumerate(host.nics, len(host.rnics)):
-        add_nic(files, nic, index, paths, faulty.ports(nic.name, [nic.rate_gbps])[0])
-    for index, nvme in enumerate(host.nvmes):
-        add_nvme(files, nvme, index, numa[nvme.pci], paths, live=not faulty.has(nvme.name, FaultType.LOST))
+        add_rnic(files, rnic, nics[rnic.name], paths, views)
+    for nic in host.nics:
+        add_nic(files, nic, nics[nic.name], paths, faulty.ports(nic.name, [nic.rate_gbps])[0])
+    for nvme in host.nvmes:
+        add_nvme(files, nvme, nvmes[nvme.name], numa[nvme.pci], paths, live=not faulty.has(nvme.name, FaultType.LOST))
     for dpu in host.dpus:
         add_dpu(files, dpu, host, paths)
-    for gpu in host.gpus:
-        if gpu.pci and host.function(gpu.pci).driver == "nvidia":  # type: ignore[union-attr]
-            text = f"Model: \t\t {gpu.model}\nGPU UUID: \t {gpu.uuid}\nBus Location: \t {gpu.pci}"
-            files.file(f"proc/driver/nvidia/gpus/{gpu.pci}/information", text)
+    add_nvidia(files, host, whole)
     add_pmem(files, host, paths, {region.name: faulty.region(region) for region in host.pmem})
-    modules = {dimm.name: dimm for dimm in host.upmem_dimms}
-    for rank in host.upmem_ranks:
-        add_upmem_rank(files, modules[rank.dimm], rank)
+    for module in whole.upmem_dimms:
+        vpd = upmem_vpd([rank for rank in whole.upmem_ranks if rank.dimm == module.name])
+        for rank in host.upmem_ranks:
+            if rank.dimm == module.name:
+                add_upmem_rank(files, module, rank, vpd)
     _hang(files, faulty.host, paths, (name for name in faulty.by_name if _hangs(faulty.by_name[name])))
     _add_quirks(files, host, paths)
     return files.entries

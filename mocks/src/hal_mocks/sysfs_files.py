@@ -67,8 +67,18 @@ class Files:
         uevent: Mapping[str, str | int],
         driver: str = "",
     ) -> None:
-        """Add a device with its links: ``subsystem`` is ``bus/pci`` or ``class/net``."""
+        """Add a device with its links: ``subsystem`` is ``bus/pci`` or ``class/net``.
+
+        A device with numbers (``MAJOR``, ``MINOR``) has a ``dev`` and a link from them; one with a name in ``/dev``
+        (``DEVNAME``) an empty file there, in place of its node.
+        """
         self.files(path, attributes)
+        if "MAJOR" in uevent:
+            numbers = f"{uevent['MAJOR']}:{uevent['MINOR']}"
+            self.file(f"{path}/dev", numbers)
+            self.link(f"sys/dev/{'block' if subsystem == 'class/block' else 'char'}/{numbers}", path)
+        if "DEVNAME" in uevent:
+            self.entries[f"dev/{uevent['DEVNAME']}"] = b""
         lines = [f"{key}={value}\n" for key, value in uevent.items()]
         name = path.rpartition("/")[2]
         place = f"sys/{subsystem}"

@@ -1,8 +1,8 @@
-"""CPUs, NUMA nodes, NVDIMMs, CXL memory and UPMEM ranks as the kernel shows them."""
+"""NVDIMMs, their regions and namespaces, and CXL memory as the kernel shows them."""
 
 from __future__ import annotations
 
-from hal_mocks.graph import Host, PmemNamespace, PmemRegion, UpmemDimm, UpmemRank
+from hal_mocks.graph import Host, PmemNamespace, PmemRegion
 from hal_mocks.sysfs_files import Files
 
 _ACPI_NFIT = "sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00"
@@ -10,6 +10,10 @@ _ACPI_CXL = "sys/devices/platform/ACPI0017:00/root0"
 _ND_MODES = {"raw": "raw", "sector": "safe", "fsdax": "memory", "devdax": "dax"}
 _HOLDERS = {"sector": "btt", "fsdax": "pfn", "devdax": "dax"}
 _FORMATS = {"optane": "0x0301", "nvdimm-n": "0x0101"}
+_BUS_MAJOR, _DIMM_MAJOR, _CXL_MAJOR, _DAX_MAJOR, _BLOCK_MAJOR = 246, 247, 251, 252, 259
+"""Numbers such as the kernel gives on the go; those of block devices it shares among drivers."""
+_FIRST_PMEM = 512
+_MOST_NAMESPACES = 16
 _FIRST_ADDRESS = 0x100_0000_0000
 _ALIGN = 2 << 20
 
@@ -36,61 +40,12 @@ class RegionView:
         return "".join(lines).encode()
 
 
-def add_numa(files: Files, host: Host) -> None:
-    """Add CPUs and NUMA nodes, and what ``/proc`` says about them."""
-    cpus = sorted(cpu for node in host.numa for cpu in cpus_of(node.cpus))
-    everything = cpu_list(cpus) if cpus else "0"
-    files.files("sys/devices/system/cpu", dict.fromkeys(("online", "possible", "present"), everything))
-    nodes = cpu_list([node.id for node in host.numa])
-    files.files("sys/devices/system/node", dict.fromkeys(("online", "possible"), nodes))
-    for node in host.numa:
-        total = node.memory_bytes >> 10
-        lines = (("MemTotal", total), ("MemFree", total), ("MemUsed", 0))
-        files.files(
-            f"sys/devices/system/node/node{node.id}",
-            {
-                "cpulist": node.cpus,
-                "distance": " ".join(map(str, node.distances)),
-                "meminfo": "\n".join(f"Node {node.id} {name + ':':<15} {value:>8} kB" for name, value in lines),
-            },
-        )
-    model = f"model name\t: {host.cpu_model}\n" if host.cpu_model else ""
-    files.file("proc/cpuinfo", "".join(f"processor\t: {cpu}\n{model}\n" for cpu in cpus).encode())
-    total = sum(node.memory_bytes for node in host.numa) >> 10
-    files.file("proc/meminfo", f"MemTotal:       {total} kB\nMemFree:        {total} kB")
-
-
-def cpus_of(text: str) -> list[int]:
-    """Return the CPUs of a kernel list."""
-    found: list[int] = []
-    for part in text.split(","):
-        if part:
-            low, _, high = part.partition("-")
-            found += range(int(low), int(high or low) + 1)
-    return found
-
-
-def cpu_list(numbers: list[int]) -> str:
-    """Return numbers as a kernel list (``0-3,8``)."""
-    parts: list[str] = []
-    first = last = numbers[0]
-    for number in [*numbers[1:], None]:
-        if number is not None and number == last + 1:
-            last = number
-            continue
-        parts.append(f"{first}-{last}" if last > first else f"{first}")
-        if number is not None:
-            first = last = number
-    return ",".join(parts)
-
-
 def add_pmem(files: Files, host: Host, paths: dict[str, str], views: dict[str, RegionView]) -> None:
     """Add all regions: those of NVDIMMs on one bus, those of CXL devices below their decoder."""
     nvdimms = [region for region in host.pmem if not region.dimms[0].pci]
     expanders = [region for region in host.pmem if region.dimms[0].pci]
     if nvdimms:
-        bus = f"{_ACPI_NFIT}/ndbus0"
-        files.device(bus, "bus/nd", {"provider": "ACPI.NFIT", "wait_probe": 0}, {"DEVTYPE": "nd_bus"})
+        _add_bus(files, f"{_ACPI_NFIT}/ndbus0", "ACPI.NFIT")
     address = _FIRST_ADDRESS
     handle = 0
     for region in nvdimms:
@@ -124,8 +79,12 @@ def add_pmem(files: Files, host: Host, paths: dict[str, str], views: dict[str, R
                     "nfit/phys_id": f"{handle + 0x20:#x}",
                     "nfit/rev_id": "0x0000",
                     "nfit/dirty_shutdown": 0,
+                    "nfit/family": 0,
+                    "nfit/dsm_mask": "0x0",
+                    "commands": "",
+                    "modalias": "nd:t1",
                 },
-                {"DEVTYPE": "nvdimm", "MODALIAS": "nd:t1"},
+                _numbered(_DIMM_MAJOR, handle, dimm.name, DEVTYPE="nvdimm", MODALIAS="nd:t1"),
                 "nvdimm",
             )
             handle += 1
@@ -159,25 +118,55 @@ def _add_region(files: Files, region: PmemRegion, bus: str, address: int, view: 
         "badblocks": view.badblocks(),
         "init_namespaces": f"{len(region.namespaces)}/{len(region.namespaces)}",
         "devtype": "nd_pmem",
+        "modalias": "nd:t2",
     }
     for number, dimm in enumerate(dimms):
         attributes[f"mapping{number}"] = f"{dimm},0,{share},{number}"
     files.device(path, "bus/nd", attributes, {"DEVTYPE": "nd_pmem", "MODALIAS": "nd:t2"}, "nd_region")
     number = int("".join(filter(str.isdigit, region.name)) or 0)
-    for index, space in enumerate(region.namespaces):
-        _add_namespace(files, path, space, address, f"{number}.{index}", numa)
-        address += space.size_bytes
-    seed = f"{path}/namespace{number}.{len(region.namespaces)}"
+    taken = set()
+    at = address
+    for space in region.namespaces:
+        at = at if space.offset_bytes is None else address + space.offset_bytes
+        index = int(space.name.rpartition(".")[2])
+        taken.add(index)
+        _add_namespace(files, path, space, at, number, index, numa)
+        at += space.size_bytes
+    free = next(index for index in range(len(taken) + 1) if index not in taken)
+    seed = f"{path}/namespace{number}.{free}"
+    facts: dict[str, str | bytes | int] = {"size": 0, "uuid": "", "mode": "raw", "alt_name": "", "sector_size": ""}
+    facts |= {"numa_node": numa, "nstype": 5, "devtype": "nd_namespace_pmem", "modalias": "nd:t5", "holder": ""}
+    facts |= {"force_raw": 0, "holder_class": "", "resource": "0x0", "target_node": numa}
     files.device(
         seed,
         "bus/nd",
-        {"size": 0, "uuid": "", "mode": "raw", "numa_node": numa, "devtype": "nd_namespace_pmem"},
+        facts,
         {"DEVTYPE": "nd_namespace_pmem", "MODALIAS": "nd:t5"},
     )
     files.file(f"{path}/namespace_seed", seed.rpartition("/")[2])
 
 
-def _add_namespace(files: Files, region: str, space: PmemNamespace, address: int, number: str, numa: int) -> None:
+def _add_bus(files: Files, bus: str, provider: str) -> None:
+    """Add a bus of NVDIMMs and its control device, by which ndctl knows it. It passes no commands on."""
+    facts: dict[str, str | bytes | int] = {"provider": provider, "wait_probe": 0, "commands": "", "nfit/revision": 1}
+    if provider != "ACPI.NFIT":
+        del facts["nfit/revision"]
+    files.device(bus, "bus/nd", {**facts, "modalias": "nd:t0"}, {"DEVTYPE": "nd_bus", "MODALIAS": "nd:t0"}, "nd_bus")
+    number = int(bus.rpartition("ndbus")[2])
+    control = f"{bus}/nd/ndctl{number}"
+    files.device(control, "class/nd", {}, _numbered(_BUS_MAJOR, number, f"ndctl{number}"))
+    files.link(f"{control}/device", bus)
+
+
+def _numbered(major: int, minor: int, node: str, **more: str) -> dict[str, str | int]:
+    return {"MAJOR": major, "MINOR": minor, "DEVNAME": node, **more}
+
+
+def _add_namespace(
+    files: Files, region: str, space: PmemNamespace, address: int, above_number: int, index: int, numa: int
+) -> None:
+    number = f"{above_number}.{index}"
+    minor = above_number * _MOST_NAMESPACES + index
     holder = _HOLDERS.get(space.mode)
     held = f"{holder}{number}" if holder else ""
     files.device(
@@ -190,11 +179,14 @@ def _add_namespace(files: Files, region: str, space: PmemNamespace, address: int
             "holder": held,
             "holder_class": {"sector": "btt", "fsdax": "pfn", "devdax": "dax"}.get(space.mode, ""),
             "alt_name": "",
-            "sector_size": 512,
+            "sector_size": "[512] 4096",
             "numa_node": numa,
             "target_node": numa,
             "resource": f"{address:#x}",
             "devtype": "nd_namespace_pmem",
+            "nstype": 5,
+            "force_raw": 0,
+            "modalias": "nd:t5",
         },
         {"DEVTYPE": "nd_namespace_pmem", "MODALIAS": "nd:t5"},
         "nd_pmem",
@@ -206,17 +198,29 @@ def _add_namespace(files: Files, region: str, space: PmemNamespace, address: int
         facts = {"mode": "pmem", "uuid": space.uuid, "namespace": space.name, "size": space.size_bytes}
         if holder != "btt":
             facts |= {"align": _ALIGN, "resource": f"{address:#x}", "numa_node": numa}
-        files.device(above, "bus/nd", facts, {"DEVTYPE": f"nd_{holder}", "MODALIAS": "nd:t7"}, "nd_pmem")
+        else:
+            facts |= {"sector_size": "512 520 528 [4096] 4104 4160 4224", "log_zero_flags": "Y"}
+        facts["modalias"] = alias = "nd:t8" if holder == "dax" else "nd:t5"
+        files.device(above, "bus/nd", facts, {"DEVTYPE": f"nd_{holder}", "MODALIAS": alias}, "nd_pmem")
     if space.mode == "devdax":
         facts = {"size": space.size_bytes, "target_node": numa, "numa_node": numa, "align": _ALIGN}
         facts["resource"] = f"{address:#x}"
-        files.device(f"{above}/dax{number}", "bus/dax", facts, {"DEVNAME": f"dax{number}"}, "device_dax")
+        _add_dax(files, above, f"dax{number}", above_number, minor, facts)
         return
     block = f"pmem{number.partition('.')[0]}" + ("" if number.endswith(".0") else f".{number.partition('.')[2]}")
     block += "s" if space.mode == "sector" else ""
     facts = {"size": space.size_bytes // 512, "ro": 0, "removable": 0, "queue/dax": int(space.mode != "sector")}
-    files.device(f"{above}/block/{block}", "class/block", facts, {"DEVNAME": block, "DEVTYPE": "disk"})
+    numbers = _numbered(_BLOCK_MAJOR, _FIRST_PMEM + minor, block, DEVTYPE="disk")
+    files.device(f"{above}/block/{block}", "class/block", facts, numbers)
     files.link(f"{above}/block/{block}/device", above)
+
+
+def _add_dax(files: Files, above: str, name: str, region: int, minor: int, facts: dict[str, str | bytes | int]) -> None:
+    """Add a DAX device and the region that it is all of (Documentation/ABI/testing/sysfs-bus-dax)."""
+    size = facts["size"]
+    files.files(f"{above}/dax_region", {"id": region, "size": size, "align": _ALIGN, "available_size": 0})
+    numbers = _numbered(_DAX_MAJOR, minor, name)
+    files.device(f"{above}/{name}", "bus/dax", {**facts, "modalias": "dax:t0"}, numbers, "device_dax")
 
 
 def _add_cxl(
@@ -239,7 +243,7 @@ def _add_cxl(
     persistent = [region for region in regions if region.persistence_domain != "none"]
     if persistent:
         files.device(bridge, "bus/cxl", {"devtype": "cxl_nvdimm_bridge"}, {"DEVTYPE": "cxl_nvdimm_bridge"})
-        files.device(bus, "bus/nd", {"provider": "CXL", "wait_probe": 0}, {"DEVTYPE": "nd_bus"})
+        _add_bus(files, bus, "CXL")
     for region in regions:
         volatile = region.persistence_domain == "none"
         for dimm in region.dimms:
@@ -259,7 +263,7 @@ def _add_cxl(
                     "pmem/size": f"{0 if volatile else dimm.capacity_bytes:#x}",
                     "security/state": "locked" if dimm.locked else "disabled",
                 },
-                {"DEVTYPE": "cxl_memdev", "DEVNAME": f"cxl/{dimm.name}"},
+                _numbered(_CXL_MAJOR, int(dimm.name[3:]), f"cxl/{dimm.name}", DEVTYPE="cxl_memdev"),
                 "cxl_mem",
             )
         if views[region.name].gone:
@@ -288,55 +292,18 @@ def _add_cxl(
                 "align": _ALIGN,
                 "resource": f"{address:#x}",
             }
-            dax = f"{path}/dax_region{number_}/dax{number_}.0"
             files.device(f"{path}/dax_region{number_}", "bus/cxl", {"devtype": "cxl_dax_region"}, {})
-            files.device(dax, "bus/dax", facts, {"DEVNAME": f"dax{number_}.0"}, "device_dax")
+            _add_dax(files, f"{path}/dax_region{number_}", f"dax{number_}.0", int(number_), int(number_), facts)
             files.file(f"{path}/numa_node", region.numa_node)
         else:
             bridged = []
             for dimm in region.dimms:
                 bridged.append(f"nmem{first_nmem}")
-                facts = {"devtype": "nvdimm", "state": "active", "security": "disabled"}
+                facts = {"devtype": "nvdimm", "state": "active", "security": "disabled", "commands": ""}
+                facts["modalias"] = "nd:t1"
                 facts["cxl/id"] = str(int(dimm.serial, 16))  # decimal, as drivers/cxl/pmem.c writes it
-                files.device(f"{bus}/nmem{first_nmem}", "bus/nd", facts, {"DEVTYPE": "nvdimm"}, "nvdimm")
+                numbers = _numbered(_DIMM_MAJOR, first_nmem, f"nmem{first_nmem}", DEVTYPE="nvdimm")
+                files.device(f"{bus}/nmem{first_nmem}", "bus/nd", facts, numbers, "nvdimm")
                 first_nmem += 1
             _add_region(files, region, bus, address, views[region.name], bridged)
         address += region.size_bytes
-
-
-def add_upmem_rank(files: Files, dimm: UpmemDimm, rank: UpmemRank) -> None:
-    """Add a rank with the attributes of UPMEM's driver."""
-    number = int("".join(filter(str.isdigit, rank.name)) or 0)
-    above = f"sys/devices/platform/dpu_region_mem.{number}"
-    files.file(f"{above}/numa_node", dimm.numa_node)
-    path = f"{above}/dpu_rank/{rank.name}"
-    division = 2
-    files.device(
-        path,
-        "class/dpu_rank",
-        {
-            "is_owned": 0,
-            "usage_count": 0,
-            "mode": "perf",
-            "rank_id": number,
-            "rank_index": rank.index,
-            "rank_count": len(dimm.ranks),
-            "channel_id": dimm.channel,
-            "slot_index": dimm.slot,
-            "nb_ci": rank.control_interfaces,
-            "nb_dpus_per_ci": rank.dpus_per_ci,
-            "mram_size": rank.mram_bytes,
-            "fck_frequency": rank.clock_hz * division // 1_000_000,
-            "clock_division": division,
-            "dpu_chip_id": {"v1A": 8, "v1B": 9}.get(rank.chip, 8),
-            "backend_id": 0,
-            "byte_order": "0x0",
-            "part_number": dimm.part_number,
-            "serial_number": dimm.serial,
-            "mcu_version": "1.0",
-            "debug_mode": 0,
-            "signal_led": 0,
-        },
-        {"DEVNAME": rank.name},
-    )
-    files.link(f"{path}/device", above)

@@ -1,11 +1,10 @@
-"""RDMA NICs, network interfaces, NVMe drives and DPU cards as the kernel shows them."""
+"""RDMA NICs and network interfaces as the kernel shows them."""
 
 from __future__ import annotations
 
-from hal_mocks.graph import Dpu, Host, Nic, Nvme, Rnic, RnicPort
+from hal_mocks.graph import Nic, Rnic, RnicPort
 from hal_mocks.profile_identity import grouped
 from hal_mocks.sysfs_files import Files
-from hal_mocks.sysfs_pci import vital_product_data
 
 _GENERATION = {10: "SDR", 20: "DDR", 40: "QDR", 56: "FDR", 100: "EDR", 200: "HDR", 400: "NDR", 800: "XDR"}
 _COUNTERS = (
@@ -19,7 +18,9 @@ _COUNTERS = (
     "port_xmit_data",
     "port_rcv_data",
 )
-_DPU_MODES = {"dpu": "DPU mode", "nic": "NIC mode", "restricted": "DPU mode"}
+_VERBS_ABI, _MAD_ABI = 6, 5
+_RDMA_MAJOR, _FIRST_UVERBS, _FIRST_ISSM = 231, 192, 64
+_MOST_PORTS = 2
 _ARPHRD_ETHER, _ARPHRD_INFINIBAND = 1, 32
 
 
@@ -50,11 +51,33 @@ def add_rnic(files: Files, rnic: Rnic, index: int, paths: dict[str, str], views:
         files.link(f"{path}/device", above)
     for port, view in zip(rnic.ports, views, strict=True):
         _add_port(files, rnic, port, f"{path}/ports/{port.number}", view, counted=not soft)
+    _add_doors(files, rnic, above, index)
     if rnic.netdev and not soft:
         port = rnic.ports[0]
         infiniband = port.link_layer == "InfiniBand"
         address = _ipoib_address(index, rnic) if infiniband else rnic.mac
         _add_netdev(files, above, rnic.netdev, address, views[0], infiniband, index)
+
+
+def _add_doors(files: Files, rnic: Rnic, above: str, index: int) -> None:
+    """Add what user space opens: ``uverbs`` for data, ``umad`` and ``issm`` for management (ib_uverbs, ib_umad)."""
+    files.file("sys/class/infiniband_verbs/abi_version", _VERBS_ABI)
+    files.file("sys/class/infiniband_mad/abi_version", _MAD_ABI)
+    _add_door(files, above, "infiniband_verbs", f"uverbs{index}", _FIRST_UVERBS + index, rnic, {"abi_version": 1})
+    for port in rnic.ports:
+        number = index * _MOST_PORTS + port.number - 1
+        for name, first in ((f"umad{number}", 0), (f"issm{number}", _FIRST_ISSM)):
+            _add_door(files, above, "infiniband_mad", name, first + number, rnic, {"port": port.number})
+
+
+def _add_door(
+    files: Files, above: str, family: str, name: str, minor: int, rnic: Rnic, facts: dict[str, str | bytes | int]
+) -> None:
+    path = f"{above}/{family}/{name}"
+    numbers = {"MAJOR": _RDMA_MAJOR, "MINOR": minor, "DEVNAME": f"infiniband/{name}"}
+    files.device(path, f"class/{family}", {"ibdev": rnic.name, **facts}, numbers)
+    if rnic.pci:
+        files.link(f"{path}/device", above)
 
 
 def _add_port(files: Files, rnic: Rnic, port: RnicPort, path: str, view: PortView, counted: bool) -> None:
@@ -120,68 +143,3 @@ def _add_netdev(
     )
     if not above.startswith("sys/devices/virtual"):
         files.link(f"{path}/device", above)
-
-
-def add_nvme(files: Files, nvme: Nvme, index: int, numa: int, paths: dict[str, str], live: bool) -> None:
-    """Add an NVMe controller and its first namespace; a controller that does not answer the kernel calls dead."""
-    path = f"{paths[nvme.pci]}/nvme/{nvme.name}"
-    files.device(
-        path,
-        "class/nvme",
-        {
-            "model": nvme.model.ljust(40),
-            "serial": nvme.serial.ljust(20),
-            "firmware_rev": "1.0",
-            "state": "live" if live else "dead",
-            "transport": "pcie",
-            "address": nvme.pci,
-            "numa_node": numa,
-            "cntlid": 1,
-            "dev": f"240:{index}",
-        },
-        {"MAJOR": 240, "MINOR": index, "DEVNAME": nvme.name, "NVME_TRTYPE": "pcie"},
-    )
-    files.link(f"{path}/device", paths[nvme.pci])
-    block = f"{path}/{nvme.name}n1"
-    files.device(
-        block,
-        "class/block",
-        {
-            "size": nvme.size_bytes // 512,
-            "ro": 0,
-            "removable": 0,
-            "dev": f"259:{index}",
-            "queue/logical_block_size": 512,
-            "queue/rotational": 0,
-        },
-        {"MAJOR": 259, "MINOR": index, "DEVNAME": f"{nvme.name}n1", "DEVTYPE": "disk"},
-    )
-    files.link(f"{block}/device", path)
-
-
-def add_dpu(files: Files, dpu: Dpu, host: Host, paths: dict[str, str]) -> None:
-    """Add what the host sees of a card: vital product data, and the RShim files if it is let near them."""
-    data = vital_product_data(dpu.generation, dpu.psid, dpu.serial)
-    for address in dpu.pci:
-        if address in paths:
-            files.file(f"{paths[address]}/vpd", data)
-    if not dpu.rshim or not dpu.pci or dpu.pci[-1] not in paths:
-        return
-    folder = f"dev/{dpu.rshim}"
-    misc = {
-        "DISPLAY_LEVEL": "0 (0:basic, 1:advanced, 2:log)",
-        "BOOT_MODE": "1 (0:rshim, 1:emmc, 2:emmc-boot-swap)",
-        "BOOT_TIMEOUT": "150 (seconds)",
-        "DROP_MODE": "0 (0:normal, 1:drop)",
-        "SW_RESET": "0 (1: reset)",
-        "DEV_NAME": f"pcie-{dpu.pci[-1]}",
-        "DEV_INFO": f"{dpu.generation}(Rev 1)",
-        "OPN_STR": dpu.psid,
-        "BF_MODE": _DPU_MODES[dpu.mode],
-    }
-    files.file(f"{folder}/misc", "\n".join(f"{key:<16}{value}" for key, value in misc.items()))
-    for name in ("boot", "console", "rshim"):
-        files.file(f"{folder}/{name}", b"")
-    path = f"{paths[dpu.pci[-1]]}/rshim/{dpu.rshim}"
-    files.device(path, "class/rshim", {}, {"DEVNAME": f"{dpu.rshim}/rshim"})
-    files.link(f"{path}/device", paths[dpu.pci[-1]])

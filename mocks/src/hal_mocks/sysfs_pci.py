@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hal_mocks.graph import Host, PciFunction
 from hal_mocks.sysfs_files import Files
 
@@ -25,12 +27,11 @@ def device_paths(host: Host) -> dict[str, str]:
     return found
 
 
-def add_pci(files: Files, host: Host, paths: dict[str, str]) -> None:
-    """Add all PCI functions and their host bridges."""
+def add_pci(files: Files, host: Host, paths: dict[str, str], buses: Mapping[str, tuple[int, int]]) -> None:
+    """Add all PCI functions and their host bridges. ``buses`` are the :func:`bus_ranges` of the sound host."""
     files.folder("sys/bus/pci/devices")
     cpus = {node.id: node.cpus for node in host.numa}
     everywhere = ",".join(node.cpus for node in host.numa if node.cpus)
-    buses = _bus_ranges(host)
     for function in host.pci:
         path = paths[function.address]
         attributes: dict[str, str | bytes | int] = {
@@ -119,7 +120,7 @@ def _modalias(function: PciFunction) -> str:
     )
 
 
-def _bus_ranges(host: Host) -> dict[str, tuple[int, int]]:
+def bus_ranges(host: Host) -> dict[str, tuple[int, int]]:
     """Return secondary and subordinate bus number of every bridge."""
     found: dict[str, tuple[int, int]] = {}
     by_address = {function.address: function for function in host.pci}

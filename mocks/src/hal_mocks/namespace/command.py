@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from hal.errors import HalError, UsageError
 from hal_mocks.namespace.room import enter
 from hal_mocks.namespace.staging import Stage
 from hal_mocks.namespace.supervisor import Supervisor
@@ -36,7 +35,7 @@ _SI_KERNEL = 0x80
 """A signal from the terminal: every process of the foreground has got it already."""
 
 
-def run_command(stage: Stage, command: Sequence[str]) -> int:
+def run_command(stage: Stage, command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run a command in the stage's room; returns its exit status, or 128 and the number of the signal that ended it.
 
     This process goes into the namespace, too, and cannot come back. Raises ``NotReady`` where that is forbidden.
@@ -49,7 +48,7 @@ def run_command(stage: Stage, command: Sequence[str]) -> int:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _become(command, stage.environ, before, parent)
+        _become(command, stage.environ(environ), before, parent)
     try:
         return _stand_by(child, descriptor, supervisor)
     finally:
@@ -59,7 +58,9 @@ def run_command(stage: Stage, command: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _become(command: Sequence[str], environ: Mapping[str, str], mask: set[signal.Signals], parent: int) -> NoReturn:
+def _become(
+    command: Sequence[str], environ: Mapping[str, str], mask: set[int | signal.Signals], parent: int
+) -> NoReturn:
     """Become the command, in the child. Python ignores SIGPIPE, which the command should not inherit."""
     status = FAILED
     try:
@@ -118,8 +119,3 @@ def _look_after(child: int) -> int | None:
                 os.kill(child, signal.SIGCONT)
             continue
         return _SIGNALED + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
-def failure(error: HalError) -> int:
-    """Return the exit status for a namespace that did not come about."""
-    return 64 if isinstance(error, UsageError) else FAILED

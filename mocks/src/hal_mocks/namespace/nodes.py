@@ -7,7 +7,7 @@ holds nothing. A file of the rendered ``dev`` that has contents (``rshim0/misc``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from hal_mocks.namespace.system import bind, mount, unmount
@@ -21,20 +21,28 @@ _DEV = "/dev"
 
 def furnish(root: str, extra: Iterable[str]) -> None:
     """Make ``/dev`` anew: the nodes that belong to no machine, then those of the rendered one, then ``extra``."""
-    old = os.open(_DEV, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        terminals = _terminals()
-        mount("none", _DEV, "tmpfs", 0, "mode=755,size=1m")
-        with os.scandir(f"/proc/self/fd/{old}") as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    _copy_link(entry)
-                elif entry.name in _KEPT or entry.name in terminals:
-                    _show(entry.path, f"{_DEV}/{entry.name}", entry.is_dir())
-    finally:
-        os.close(old)
+    kept = {*_KEPT, *_terminals()}
+    renew(_DEV, lambda entry: entry.name in kept or (entry.is_symlink() and os.readlink(entry.path)[:6] == "/proc/"))
     for name in (*rendered(root), *extra):
         place(root, name)
+
+
+def renew(folder: str, keep: Callable[[os.DirEntry[str]], bool]) -> None:
+    """Put an empty file system over a folder, and in it what was there and is to be kept."""
+    old = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mount("none", folder, "tmpfs", 0, "mode=755,size=1m")
+        with os.scandir(f"/proc/self/fd/{old}") as entries:
+            for entry in entries:
+                if not keep(entry):
+                    continue
+                where = f"{folder}/{entry.name}"
+                if entry.is_symlink():
+                    os.symlink(os.readlink(entry.path), where)
+                else:
+                    _show(entry.path, where, entry.is_dir())
+    finally:
+        os.close(old)
 
 
 def rendered(root: str) -> list[str]:
@@ -83,12 +91,6 @@ def _terminals() -> set[str]:
         with suppress(OSError):
             found.add(os.ttyname(descriptor).removeprefix("/dev/"))
     return found
-
-
-def _copy_link(entry: os.DirEntry[str]) -> None:
-    target = os.readlink(entry.path)
-    if entry.name in _KEPT or target.startswith("/proc/"):  # ptmx; fd, stdin, stdout, stderr
-        os.symlink(target, f"{_DEV}/{entry.name}")
 
 
 def _show(source: str, where: str, folder: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from hal_mocks.namespace.nodes import furnish
+from hal_mocks.namespace.nodes import furnish, renew
 from hal_mocks.namespace.refusal import refusal
 from hal_mocks.namespace.system import (
     CLONE_NEWNET,
@@ -23,7 +23,7 @@ from hal_mocks.namespace.system import (
 )
 
 _PROC_FILES = ("cpuinfo", "meminfo")
-_UDEV = "/run/udev"
+_RUN, _UDEV = "/run", "/run/udev"
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,8 +39,10 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     as_root: bool = False
 
 
-def enter(room: Room) -> None:
+def enter(room: Room) -> int:
     """Give this process, which must have one thread, namespaces in which the machine is that of ``room``.
+
+    Returns the flags of the kinds of namespaces that it made.
 
     Who may make mounts (root) needs no user namespace and stays what it is; anybody else keeps user and group numbers,
     and has all capabilities inside until the next exec. Raises ``NotReady`` where namespaces are forbidden.
@@ -51,7 +53,8 @@ def enter(room: Room) -> None:
         if may_mount() and not (room.as_root and user):
             unshare(flags)
         else:
-            unshare(flags | CLONE_NEWUSER)
+            flags |= CLONE_NEWUSER
+            unshare(flags)
             _map_ids(*((0, 0) if room.as_root else (user, group)), user, group)
         mount("none", "/", None, MS_REC | MS_SLAVE)
         show(room)
@@ -60,6 +63,7 @@ def enter(room: Room) -> None:
     if room.own_network:
         with suppress(OSError):  # no IPv4 in this kernel: then there is nothing to bring up
             loopback_up()
+    return flags
 
 
 def show(room: Room) -> None:
@@ -70,14 +74,28 @@ def show(room: Room) -> None:
             bind(f"{room.root}/proc/{name}", f"/proc/{name}", read_only=True)
     if os.path.isdir("/proc/driver") and os.path.isdir(f"{room.root}/proc/driver"):
         bind(f"{room.root}/proc/driver", "/proc/driver", read_only=True)
-    if os.path.isdir(_UDEV):  # what udev has written down about the devices of the real machine
-        mount("none", _UDEV, "tmpfs", 0, "mode=755,size=64k")
+    _show_udev()
     furnish(room.root, room.nodes)
 
 
 def show_sys(room: Room) -> None:
     """Mount a room's sysfs; again, if the folder is another one than before."""
     bind(f"{room.root}/sys", "/sys", read_only=True)
+
+
+def _show_udev() -> None:
+    """Hide what udev wrote down about the real machine; be there, or libudev would listen to no events of udev's.
+
+    It asks for ``/run/udev/control`` (``device-monitor.c``). Where nobody runs udev there is no folder to mount over.
+    """
+    if not os.path.isdir(_RUN):
+        return
+    if not os.path.isdir(_UDEV):
+        renew(_RUN, lambda entry: True)
+        os.mkdir(_UDEV)
+    else:
+        mount("none", _UDEV, "tmpfs", 0, "mode=755,size=64k")
+    os.close(os.open(f"{_UDEV}/control", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _map_ids(inside_user: int, inside_group: int, user: int, group: int) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from hal.errors import UsageError
+from hal.errors import DriverError, UsageError
 from hal_mocks.machine import Machine
 from hal_mocks.namespace.nodes import device_names
 from hal_mocks.namespace.room import Room
@@ -35,16 +35,32 @@ _FIXED = {
     "HWLOC_THISSYSTEM": "0",
 }
 StandIn = Callable[[Machine, str], Mapping[str, str]]
-_OTHERS = ("HAL_MACHINE", "HAL_SYSFS_ROOT")
+_OTHERS = ("HAL_MACHINE", "HAL_SYSFS_ROOT", INSIDE)
+_PATHS = "LD_LIBRARY_PATH"
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a namespace needs. ``machine`` is None for a recorded one, which nothing happens to."""
+    """Everything that a namespace needs. ``machine`` is None for a recorded one, which nothing happens to.
+
+    ``variables`` are those that programs inside get besides their own; ``lacks`` says which stand-ins there are not.
+    """
 
     room: Room
-    environ: dict[str, str]
     host: str
+    variables: dict[str, str]
     machine: Machine | None = None
+    lacks: tuple[str, ...] = ()
+
+    def environ(self, outside: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment inside: the machine is the real one there, and no other may be named."""
+        found = {key: value for key, value in outside.items() if key not in _OTHERS} | self.variables
+        paths = [where[_PATHS] for where in (self.variables, outside) if where.get(_PATHS)]
+        return found | ({_PATHS: ":".join(dict.fromkeys(":".join(paths).split(":")))} if paths else {})
+
+    def libraries(self) -> list[str]:
+        """Return the stand-ins for vendor libraries, which a running process must load by their full names."""
+        folders = self.variables.get(_PATHS, "").split(":")
+        return sorted(str(file) for folder in folders if folder for file in Path(folder).glob("*.so*"))
 
 
 def is_recording(profile: str) -> bool:
@@ -52,7 +68,7 @@ def is_recording(profile: str) -> bool:
     return profile.endswith(_ARCHIVES) or Path(profile, "sys").is_dir()
 
 
-def stage_recording(path: str, environ: Mapping[str, str], room: Room) -> Stage:
+def stage_recording(path: str, room: Room) -> Stage:
     """Return a recorded machine, unpacked if need be. Raises ``DriverError`` for what is no snapshot."""
     from hal.host.archive import unpack
 
@@ -60,10 +76,10 @@ def stage_recording(path: str, environ: Mapping[str, str], room: Room) -> Stage:
     if not os.path.isdir(f"{root}/sys"):
         raise UsageError(f"{path} holds no sys/", hint="a snapshot made by hal-probe snapshot")
     room = msgspec.structs.replace(room, root=root, nodes=device_names(root))
-    return Stage(room=room, environ=_environment(environ, {}), host=Path(path).name)
+    return Stage(room=room, host=Path(path).name, variables=dict(_FIXED))
 
 
-def stage_machine(machine: Machine, name: str, host: str | None, environ: Mapping[str, str], room: Room) -> Stage:
+def stage_machine(machine: Machine, name: str, host: str | None, room: Room) -> Stage:
     """Return a machine of a profile, its trees rendered, its vendor libraries in the environment.
 
     ``name`` is what ``HAL_MACHINE`` would say. Raises ``UsageError`` if a rack's host is not named.
@@ -73,10 +89,21 @@ def stage_machine(machine: Machine, name: str, host: str | None, environ: Mappin
     chosen = choose_host(machine, host)
     render(machine)
     room = msgspec.structs.replace(room, root=str(host_folder(machine.state.folder, chosen.name).absolute()))
-    more = {INSIDE: name}
+    variables = {**_FIXED, INSIDE: name}
+    theirs = os.environ.get(_PATHS, "").split(":")
+    folders: list[str] = []
+    lacks: list[str] = []
     for stand_in in _stand_ins(chosen):
-        more |= _merged(environ, more, stand_in(machine, chosen.name))
-    return Stage(room=room, environ=_environment(environ, more), host=chosen.name, machine=machine)
+        try:
+            given = stand_in(machine, chosen.name)
+        except (DriverError, OSError) as error:  # no compiler: all the rest is there all the same
+            lacks.append(str(error))
+            continue
+        variables |= given
+        folders += [folder for folder in given.get(_PATHS, "").split(":") if folder and folder not in theirs]
+    if folders:
+        variables[_PATHS] = ":".join(dict.fromkeys(folders))
+    return Stage(room=room, host=chosen.name, variables=variables, machine=machine, lacks=tuple(lacks))
 
 
 def choose_host(machine: Machine, name: str | None) -> Host:
@@ -121,18 +148,3 @@ def _stand_ins(host: Host) -> Iterator[StandIn]:
             module = importlib.import_module(name)
             if hasattr(module, "stage"):
                 yield module.stage
-
-
-def _merged(environ: Mapping[str, str], so_far: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    """Return variables of a stand-in; folders of libraries go before those that are there."""
-    found = dict(more)
-    if "LD_LIBRARY_PATH" in found:
-        old = so_far.get("LD_LIBRARY_PATH") or environ.get("LD_LIBRARY_PATH")
-        if old and old not in found["LD_LIBRARY_PATH"].split(":"):
-            found["LD_LIBRARY_PATH"] += f":{old}"
-    return found
-
-
-def _environment(environ: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    kept = {key: value for key, value in environ.items() if key not in (*_OTHERS, INSIDE)}
-    return {**kept, **_FIXED, **more}
