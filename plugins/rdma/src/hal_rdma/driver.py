@@ -54,15 +54,14 @@ class RdmaDriver:
         found, problems = find_nics(self._hosts, deadline)
         here = self._here
         if here is not None and self._environ.get(_SOFTWARE, "").strip():
-            from hal_rdma.software import find_software
+            from hal_rdma.software import software_devices
 
             try:
-                software = find_software(self._environ, here.node)
+                software = software_devices(self._environ, here, driver=DRIVER)
             except HalError as error:
                 problems.append(Problem(source=_SOFTWARE, step="discover", detail=error.message, hint=error.hint or ""))
             else:
-                found += [Found(device=device, host=here, ports=()) for device in software.devices]
-                problems += software.problems
+                found += [Found(device=device, host=here, ports=()) for device in software]
         self._seen.update((one.device.id, one) for one in found)
         return found, problems
 

@@ -67,7 +67,7 @@ def _find(host: HostTree, root: HostRoot, deadline: Deadline, problems: list[Pro
     return [_complete(scan, root, device, by_address) for device in scan.devices]
 
 
-def _complete(scan: Scan, root: HostRoot, device: Device, by_address: dict[str | None, str]) -> Found:
+def _complete(scan: Scan, root: HostRoot, device: Device, by_address: dict[str, str]) -> Found:
     name = alias(device, "rdma") or device.name
     ports = read_ports(scan.tree, name)
     attributes = {**device.attributes, **_sriov(scan, device)}
@@ -77,7 +77,7 @@ def _complete(scan: Scan, root: HostRoot, device: Device, by_address: dict[str |
     subfunction = _SUBFUNCTION.search(f"{path}/")
     if subfunction is not None:
         attributes["subfunction"] = Attribute(subfunction[1], "sysfs:class/infiniband")
-        owner = by_address.get(device.location.pci_address)
+        owner = by_address.get(device.location.pci_address or "")
     else:
         owner = by_address.get(str(above.value)) if above is not None else None
     if parent is None and owner != device.id:
