@@ -1,0 +1,48 @@
+"""Who uses which bytes: locks of the open file description, which the kernel drops with the last mapping.
+
+A mapping keeps its descriptor open for as long as any of its memory is reachable, also after it was closed while
+somebody still had an array of it. So a range that nobody has locked is one that nobody of ours can reach.
+Facts: fcntl(2), "Open file description locks".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FLOCK = struct.Struct("@hhqqi0q")  # struct flock: type, whence, start, length, process
+
+
+def hold(descriptor: int, offset: int, length: int) -> None:
+    """Mark a range as used while the description is open. Raises ``BlockingIOError`` if it is being changed."""
+    _lock(descriptor, fcntl.F_RDLCK, offset, length)
+
+
+def is_held(path: str, offset: int, length: int) -> bool:
+    """True if anybody uses a byte of a range of a file. Raises ``OSError`` if the file cannot be opened for writing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, fcntl.F_WRLCK, offset, length)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextmanager
+def exclusive(descriptor: int, *, shared: bool = False) -> Iterator[None]:
+    """Be the only one who changes what a file's label says, or with ``shared`` keep others from changing it."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _lock(descriptor: int, kind: int, offset: int, length: int) -> None:
+    asked = _FLOCK.pack(kind, os.SEEK_SET, offset, length, 0)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, asked)
