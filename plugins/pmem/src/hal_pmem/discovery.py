@@ -24,6 +24,7 @@ from hal_pmem.enrichment import HEALTH_NAMES, module_facts, why_silent
 from hal_pmem.file_setup import VARIABLE, find_files
 from hal_pmem.files import GRANULE_BYTES, LINE_BYTES, FileRegion
 from hal_pmem.health import judge_module, judge_region, merged
+from hal_pmem.poison import SECTOR_BYTES, parse_badblocks
 from hal_pmem.tools import Answer, Tools
 
 NAME = "pmem"
@@ -31,8 +32,6 @@ _BUSES = ("bus/nd/devices", "bus/dax/devices", "bus/cxl/devices")
 _TOOL_SHARE = 0.5
 """Of the time that is left, what the tools may take: what sysfs said is never lost to a tool that hangs."""
 _MOST_TOOL_SECONDS = 2.0
-DRIVER_GRANULE_BYTES = 512
-"""The kernel lists and clears poison in sectors of 512 bytes."""
 
 
 class Look:
@@ -105,7 +104,7 @@ def _add_machine(
             conditions = merged(judge_module(device.id, device.name, module.attributes, now))
             look.devices.append(msgspec.structs.replace(module, conditions=conditions))
         else:
-            look.devices.append(_region(device, modules, live=live, now=now))
+            look.devices.append(_region(device, modules, tree.sys, live=live, now=now))
 
 
 def _tools_for(tree: Tree) -> tuple[str, ...]:
@@ -155,15 +154,30 @@ def _words(attribute: Attribute) -> tuple[str, ...]:
     return tuple(str(word) for word in attribute.value) if isinstance(attribute.value, tuple) else ()
 
 
-def _region(device: Device, modules: Mapping[str, Device], *, live: bool, now: float) -> Device:
+def _bad_blocks(device: Device, tree: Tree) -> Attribute:
+    """Return how many sectors are bad: of the region's list, or of its block devices' if those know of more."""
+    facts = device.attributes
+    own = facts.get("bad_blocks", absent(Absence.NOT_REPORTED, "sysfs:badblocks"))
+    counted = 0
+    for name in device.aliases:
+        text = tree.read(f"class/block/{name.removeprefix('block:')}/badblocks") if name.startswith("block:") else ""
+        if isinstance(text, str):
+            counted += sum(part.length for part in parse_badblocks(text)) // SECTOR_BYTES
+    if counted > (own.value if isinstance(own.value, int) else 0):
+        return known(counted, "sysfs:block/badblocks")
+    return own
+
+
+def _region(device: Device, modules: Mapping[str, Device], tree: Tree, *, live: bool, now: float) -> Device:
     facts = dict(device.attributes)
     domain = facts.get("persistence_domain")
     if domain is None:
         domain = facts["persistence_domain"] = absent(Absence.NOT_REPORTED, "sysfs:persistence_domain")
     promised = domain.value in ("cpu_cache", "memory_controller")
     facts["persistent"] = known(promised, domain.source)
+    facts["bad_blocks"] = _bad_blocks(device, tree)
     facts["line_bytes"] = known(LINE_BYTES, "libpmem")
-    facts["granule_bytes"] = known(DRIVER_GRANULE_BYTES, "sysfs:badblocks")
+    facts["granule_bytes"] = known(SECTOR_BYTES, "sysfs:badblocks")
     facts.setdefault("media", absent(Absence.NOT_REPORTED, "sysfs"))
     named = facts.get("dimms")
     ids = named.value if named is not None and isinstance(named.value, tuple) else ()

@@ -280,7 +280,14 @@ class KernelRegion:
             )
 
     def deep_flush(self, deadline: Deadline) -> None:
-        """Write the region's ``deep_flush``."""
+        """Write the region's ``deep_flush``; ``Unsupported`` where the firmware gave no addresses to flush by."""
+        if number(self.folder + "/deep_flush") == 0:
+            raise Unsupported(
+                "the firmware tells no flush hint addresses, so nothing can be pushed further than the memory controller",
+                device=self.id,
+                during="deep_flush",
+                hint="rely on the persistence domain, or power down in order",
+            )
 
         def work() -> None:
             with open(self.folder + "/deep_flush", "w", encoding="ascii") as file:

@@ -77,7 +77,7 @@ def in_file(descriptor: int, bad: Sequence[ByteRange], start_bytes: int) -> tupl
     if not bad:
         return ()
     found: list[ByteRange] = []
-    for logical, physical, length in _extents(descriptor):
+    for logical, physical, length in file_extents(descriptor):
         first = physical + start_bytes
         for part in bad:
             begin, end = max(part.offset, first), min(part.end, first + length)
@@ -88,7 +88,7 @@ def in_file(descriptor: int, bad: Sequence[ByteRange], start_bytes: int) -> tupl
     return merged(found)
 
 
-def _extents(descriptor: int) -> Iterator[tuple[int, int, int]]:
+def file_extents(descriptor: int) -> Iterator[tuple[int, int, int]]:
     """Yield (place in the file, place on the device, length) of what the file has on its device."""
     start = 0
     while True:
