@@ -37,7 +37,9 @@ class Ended:
         try:
             return json.loads(self.out)
         except ValueError as error:
-            raise GuestError(f"{' '.join(self.argv)} printed no JSON: {self.out[:200]!r} {self.err[-200:]!r}") from error
+            raise GuestError(
+                f"{' '.join(self.argv)} printed no JSON: {self.out[:200]!r} {self.err[-200:]!r}"
+            ) from error
 
 
 class Running:
@@ -65,7 +67,9 @@ class Running:
             if self._done is not None:
                 raise GuestError(f"{self._name} ended with {self._done['exit']} first: {self.err[-2000:]}")
             if not self._take(end):
-                raise GuestError(f"{self._name} did not print it in {timeout:g} s; its output ends {self.out[-1500:]!r}")
+                raise GuestError(
+                    f"{self._name} did not print it in {timeout:g} s; its output ends {self.out[-1500:]!r}"
+                )
 
     def wait(self) -> Ended:
         """Wait for its end, which comes with its own time limit at the latest."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 MIB = 1 << 20
+NVDIMM_NODES = (0, 1, 0)
+"""The NUMA node of each NVDIMM, and of the region of the same number that it alone makes up."""
+
 NODE_MIB = 640
 NVDIMM_BYTES = 256 * MIB
 LABEL_BYTES = 128 << 10
@@ -30,6 +33,7 @@ _PORT = "x-speed=2_5,x-width=1"
 IMAGES = {
     "nvdimm0": NVDIMM_BYTES + LABEL_BYTES,
     "nvdimm1": NVDIMM_BYTES + LABEL_BYTES,
+    "nvdimm2": NVDIMM_BYTES + LABEL_BYTES,
     "nvme1": NVME_BYTES,
     "nvme2": NVME_BYTES,
     "cxl": CXL_BYTES,
@@ -61,12 +65,12 @@ def arguments(images: Path) -> list[str]:
             f"-object memory-backend-ram,id=ram{node},size={NODE_MIB}M",
             f"-numa node,nodeid={node},cpus={node},memdev=ram{node}",
         ]
-    for node in (0, 1):
+    for index, node in enumerate(NVDIMM_NODES):
         size = NVDIMM_BYTES + LABEL_BYTES
         lines += [
-            f"-object memory-backend-file,id=pmem{node},share=on,mem-path={images}/nvdimm{node},size={size}",
-            f"-device nvdimm,id=nvdimm{node},memdev=pmem{node},label-size={LABEL_BYTES},node={node},"
-            f"uuid={f'{node + 1}' * 8}-0000-4000-8000-000000000000",
+            f"-object memory-backend-file,id=pmem{index},share=on,mem-path={images}/nvdimm{index},size={size}",
+            f"-device nvdimm,id=nvdimm{index},memdev=pmem{index},label-size={LABEL_BYTES},node={node},"
+            f"uuid={f'{index + 1}' * 8}-0000-4000-8000-000000000000",
         ]
     lines += [
         f"-drive if=none,id=drive1,file={images}/nvme1,format=raw",

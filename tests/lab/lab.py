@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import hardware
-from tests.lab.guest import Ended, Guest
+from tests.lab.guest import Ended, Guest, Running
 from tests.lab.machine import Machine
 from tests.lab.needs import Host
 
@@ -20,12 +20,13 @@ NEAR_LINK = "lab0"
 
 @dataclass
 class Lab:
-    """One run. ``machine`` is the boot that is on; ``seen`` what its first probe showed."""
+    """One run. ``machine`` is the boot that is on; ``seen`` what its first probe showed; ``beside`` what runs meanwhile."""
 
     host: Host
     folder: Path
     machine: Machine
     seen: dict[str, Any] = field(default_factory=dict)
+    beside: Running | None = None
 
     @property
     def guest(self) -> Guest:
@@ -33,7 +34,7 @@ class Lab:
         return self.machine.guest
 
     def prepare(self) -> None:
-        """Load the drivers, and make the links and RDMA devices that no hardware brings."""
+        """drivers, links and soft-RoCE come up"""
         packages = next(path for path in self.host.python.parent.parent.glob("lib/python3*/site-packages"))
         # Only in the guest: its root is an overlay, the host's environment stays as it is.
         self.guest.write(f"{packages}/debian.pth", f"{self.host.debian_python}\n")

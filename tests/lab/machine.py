@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,16 +37,8 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._guest: Guest | None = None
         self._qmp: Qmp | None = None
-        self.boot_seconds = 0.0
 
     def __enter__(self) -> Self:
-        start = time.monotonic()
-        try:
-            self._start()
-        except BaseException:
-            self.power_off()
-            raise
-        self.boot_seconds = time.monotonic() - start
         return self
 
     def __exit__(
@@ -81,11 +72,16 @@ class Machine:
             self._process = None
         shutil.rmtree(self._sockets, ignore_errors=True)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Boot, and wait for the agent."""
         first = self._sockets / "initramfs"
         python = [str(self.host.python), "-I", "-S", "-u", str(CHECKOUT / "tests/lab/agent.py")]
         # The agent is a child of the shell, not the first process: that one's death is a panic that hides the cause.
-        last = ["/bin/sh", "-c", f"{' '.join(python)}; echo the agent ended with $?; sleep 1; echo o >/proc/sysrq-trigger"]
+        last = [
+            "/bin/sh",
+            "-c",
+            f"{' '.join(python)}; echo the agent ended with $?; sleep 1; echo o >/proc/sysrq-trigger",
+        ]
         first.write_bytes(initramfs.build(self.host.busybox, self.host.modules, last))
         command = [
             self.host.qemu, "-accel", "tcg,thread=multi", "-nodefaults", "-display", "none", "-no-reboot",

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -40,11 +41,16 @@ class Report:
         """Time since the beginning."""
         return time.monotonic() - self.started
 
-    def check(self, name: str, call: Callable[[], str | None]) -> bool:
-        """Do one check, print its line, return whether it passed; whatever it raises is its failure, not ours."""
+    def check(self, case: Callable[[], str | None], name: str | None = None) -> bool:
+        """Do one check, print its line, return whether it passed; whatever it raises is its failure, not ours.
+
+        Without a name it has the first line of the documentation of what is called.
+        """
+        called = case.func if isinstance(case, partial) else case
+        name = name or (called.__doc__ or called.__name__).splitlines()[0].rstrip(".")
         start = time.monotonic()
         try:
-            detail, cause = call() or "", ""
+            detail, cause = case() or "", ""
         except Exception as error:  # the guard around a check: the others still count
             last = traceback.extract_tb(error.__traceback__)[-1]
             detail = f"{type(error).__name__} ({Path(last.filename).name}:{last.lineno})"
@@ -52,15 +58,24 @@ class Report:
         result = Result(name, not cause, round(time.monotonic() - start, 2), detail, cause)
         self.results.append(result)
         word = "ok  " if result.passed else "FAIL"
-        print(f"{self.seconds:6.1f}  {word} {result.seconds:5.1f} s  {name}{': ' + detail if detail else ''}", flush=True)
+        print(
+            f"{self.seconds:6.1f}  {word} {result.seconds:5.1f} s  {name}{': ' + detail if detail else ''}", flush=True
+        )
         if cause:
             print("".join(f"              {line}\n" for line in cause.splitlines()[-40:]), end="", flush=True)
         return result.passed
 
-    def phase(self, name: str, seconds: float) -> None:
-        """Note how long a phase took."""
+    def phase(self, name: str, start: float) -> None:
+        """Note how long a phase took that began at ``start`` (``time.monotonic()``)."""
+        seconds = time.monotonic() - start
         self.phases[name] = round(seconds, 2)
         print(f"{self.seconds:6.1f}  ---- {seconds:5.1f} s  {name}", flush=True)
+
+    def verdict(self) -> str:
+        """Say in one line what came of it."""
+        failed = sum(not result.passed for result in self.results)
+        count = len(self.results)
+        return f"{failed} of {count} checks FAILED" if failed else f"{count} checks passed in {self.seconds:.0f} s"
 
     def write(self, folder: Path) -> None:
         """Write ``summary.json`` and ``junit.xml``."""

@@ -43,7 +43,9 @@ def functions(lab: Lab) -> str:
         if address is not None:
             ids = f"{value(device, 'pci_vendor')}:{value(device, 'pci_device')}"
             shown[address] = value(device, "pci_class")[:4], ids
-    assert shown == listed, f"only lspci: {listed.items() - shown.items()}; only hal-probe: {shown.items() - listed.items()}"
+    assert shown == listed, (
+        f"only lspci: {listed.items() - shown.items()}; only hal-probe: {shown.items() - listed.items()}"
+    )
     return f"{len(listed)} functions"
 
 
@@ -65,7 +67,11 @@ def cxl(lab: Lab) -> str:
     devices = [device for device in lab.devices("memory").values() if "cxl:mem0" in device.get("aliases", ())]
     assert len(devices) == 1, sorted(lab.devices("memory"))
     device = devices[0]
-    assert value(device, "pmem_bytes") == hardware.CXL_BYTES == int(lab.guest.text("/sys/bus/cxl/devices/mem0/pmem/size"), 0)
+    assert (
+        value(device, "pmem_bytes")
+        == hardware.CXL_BYTES
+        == int(lab.guest.text("/sys/bus/cxl/devices/mem0/pmem/size"), 0)
+    )
     assert int(value(device, "serial"), 16) == hardware.CXL_SERIAL
     address = device["location"]["pci_address"]
     assert lab.guest.run("lspci", "-D", "-n", "-s", address).out.split()[1] == "0502:"
@@ -78,12 +84,15 @@ def regions(lab: Lab) -> str:
     listed = {region["dev"]: region for bus in buses for region in bus.get("regions", ())}
     dimms = {dimm["dev"]: dimm.get("id", "") for bus in buses for dimm in bus.get("dimms", ())}
     shown = lab.devices("pmem")
-    assert set(shown) == set(listed) == {"region0", "region1"}, (sorted(shown), sorted(listed))
+    assert set(shown) == set(listed) == {f"region{index}" for index in range(len(hardware.NVDIMM_NODES))}, (
+        sorted(shown),
+        sorted(listed),
+    )
     for name, region in listed.items():
         device = shown[name]
         assert value(device, "size_bytes") == region["size"] == hardware.NVDIMM_BYTES
-        assert value(device, "numa_node") == region["numa_node"] == int(name[-1])
-        assert value(device, "persistence_domain") == region["persistence_domain"]
+        assert value(device, "numa_node") == region["numa_node"] == hardware.NVDIMM_NODES[int(name[-1])]
+        assert (value(device, "persistence_domain") or "unknown") == region["persistence_domain"]
         mapped = [dimms[mapping["dimm"]].rpartition("-")[2] for mapping in region["mappings"]]
         assert [dimm.removeprefix("dimm-") for dimm in value(device, "dimms")] == mapped
         assert {f"nd:{namespace['dev']}" for namespace in region["namespaces"]} <= set(device.get("aliases", ()))
