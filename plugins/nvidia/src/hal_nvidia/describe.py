@@ -39,6 +39,10 @@ _ARCHITECTURES = {
     10: "Blackwell",
     13: "Rubin",
 }
+_CORES = {
+    **dict.fromkeys(("7.0", "7.2", "7.5", "8.0"), 64),
+    **dict.fromkeys(("8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0"), 128),
+}
 _OF_THE_GPU = (
     "vendor",
     "architecture",
@@ -78,7 +82,6 @@ def identify(nvml: Any, handle: Any) -> dict[str, Attribute]:
         "architecture": ask("nvmlDeviceGetArchitecture", convert=lambda n: _ARCHITECTURES.get(n, f"architecture {n}")),
         "compute_capability": ask("nvmlDeviceGetCudaComputeCapability", convert=lambda pair: f"{pair[0]}.{pair[1]}"),
         "memory_bytes": ask("nvmlDeviceGetMemoryInfo", convert=lambda memory: int(memory.total)),
-        "multiprocessors": absent(Absence.UNSUPPORTED, e.SOURCE, "NVML tells it of MIG devices only"),
         "cuda_cores": ask("nvmlDeviceGetNumGpuCores", convert=int),
         "minor_number": ask("nvmlDeviceGetMinorNumber", convert=int),
         "power_limit_watts": ask("nvmlDeviceGetPowerManagementDefaultLimit", convert=lambda limit: limit / 1000),
@@ -93,6 +96,11 @@ def identify(nvml: Any, handle: Any) -> dict[str, Attribute]:
     }
     if facts["coherent"].absent is Absence.UNSUPPORTED:
         facts["coherent"] = known(False, e.SOURCE)  # no link to the processor that could be
+    facts["multiprocessors"] = _multiprocessors(facts)
+    pci = ask("nvmlDeviceGetPciInfo", convert=lambda info: int(info.pciDeviceId)).value
+    if isinstance(pci, int):
+        facts["pci_vendor"] = known(f"{pci & 0xFFFF:04x}", e.SOURCE)
+        facts["pci_device"] = known(f"{pci >> 16:04x}", e.SOURCE)
     width = ask("nvmlDeviceGetMemoryBusWidth", convert=int).value
     clock = ask("nvmlDeviceGetMaxClockInfo", 2, convert=int).value
     facts["memory_bandwidth_bytes_per_second"] = (
@@ -101,6 +109,15 @@ def identify(nvml: Any, handle: Any) -> dict[str, Attribute]:
         else absent(Absence.NOT_REPORTED, e.SOURCE)
     )
     return facts
+
+
+def _multiprocessors(facts: Mapping[str, Attribute]) -> Attribute:
+    """NVML counts cores; how many a multiprocessor has, CUDA's programming guide says by compute capability."""
+    cores, capability = facts["cuda_cores"].value, facts["compute_capability"].value
+    each = _CORES.get(str(capability))
+    if not isinstance(cores, int) or each is None:
+        return absent(Absence.UNSUPPORTED, e.SOURCE, "NVML tells it of MIG devices only")
+    return known(cores // each, f"{e.SOURCE}:computed")
 
 
 def modes(nvml: Any, handle: Any) -> dict[str, Attribute]:

@@ -75,7 +75,8 @@ def _memory(board: Board, found: s.Reading, now: float, conditions: list[Conditi
     rows = found.get("remapped")
     pending = isinstance(rows, tuple) and rows[2]
     count = uncorrected if isinstance(uncorrected, int) else 0
-    if pending or found.get("retired_pending") == 1:
+    retiring = found.get("retired_pending")  # a number, or an error: the binding's errors compare with each other only
+    if pending or (isinstance(retiring, int) and retiring == 1):
         what = "rows wait for a reset to be replaced" if pending else "pages wait for a reset to be retired"
         text = f"{count} uncorrectable memory errors since the last reset; {what}"
         conditions.append(
@@ -129,9 +130,11 @@ def _links(board: Board, found: s.Reading, now: float, conditions: list[Conditio
     down: list[int] = []
     for link in board.links:
         state = found.get(("nvlink", link))
+        if not isinstance(state, int):
+            continue
         if state == _UP:
             board.links_seen_up.add(link)
-        elif link in board.links_seen_up and not isinstance(state, Exception):
+        elif link in board.links_seen_up:
             down.append(link)
     if down:
         numbers = ", ".join(map(str, down))
