@@ -16,8 +16,9 @@ from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import Access, CompletionCode, ConnectionState
 from hal_rdma.ucx import declarations as c
 from hal_rdma.ucx.buffers import as_bytes
+from hal_rdma.ucx.changes import ADD, SWAP, Change
 from hal_rdma.ucx.keys import Address, open_key
-from hal_rdma.ucx.link import CREDIT, Link
+from hal_rdma.ucx.link import CHANGE, CREDIT, Link
 from hal_rdma.ucx.operations import Request, finished
 from hal_rdma.ucx.targets import Target, unpack
 
@@ -53,6 +54,9 @@ class UcxConnection:
         atomics = self._library.atomics
         self._add = None if atomics is None else atomics.fetch_add
         self._barrier = transport.barrier
+        self._by_owner = transport.software and not transport.shares_memory
+        self._fenced = False
+        self._next_change = 1
 
     @property
     def state(self) -> ConnectionState:
@@ -99,11 +103,11 @@ class UcxConnection:
                 return self._refuse("put", "its region was closed meanwhile")
             self._link.out_bytes += data.nbytes
             return self._done
-        held = self._library.ffi.from_buffer(data)
+        start = self._library.address_of(data)
         worker, size = self._link.worker, data.nbytes
         call = self._library.ucp.ucp_put_nbx
         return self._post(
-            "put", lambda: call(worker.ep, held, size, address, target.rkey, worker.plain), held, target, out=size
+            "put", lambda: call(worker.ep, start, size, address, target.rkey, worker.plain), data, target, out=size
         )
 
     def get(
@@ -139,11 +143,11 @@ class UcxConnection:
                 return self._refuse("get", "its region was closed meanwhile")
             self._link.in_bytes += into.nbytes
             return self._done
-        held = self._library.ffi.from_buffer(into, require_writable=True)
+        start = self._library.address_of(into)
         worker, size = self._link.worker, into.nbytes
         call = self._library.ucp.ucp_get_nbx
         return self._post(
-            "get", lambda: call(worker.ep, held, size, address, target.rkey, worker.plain), held, target, into=size
+            "get", lambda: call(worker.ep, start, size, address, target.rkey, worker.plain), into, target, into=size
         )
 
     def fetch_add(
@@ -187,6 +191,8 @@ class UcxConnection:
             word = ffi.new("uint64_t*", first)
             library.atomics.compare_exchange(pointer, word, second, c.SEQ_CST, c.SEQ_CST)
             return self._swapped(int(word[0]))
+        if self._by_owner:
+            return self._ask_owner(step, target, address, first, second)
         argument, reply = ffi.new("uint64_t*", first), ffi.new("uint64_t*", second or 0)
         params = ffi.new("ucp_request_param_t*")
         params.op_attr_mask = c.OP_DATATYPE | c.OP_REPLY_BUFFER
@@ -203,6 +209,25 @@ class UcxConnection:
             out=8,
             into=8,
         )
+
+    def _ask_owner(self, step: str, target: Target, address: int, first: int, second: int | None) -> Operation[int]:
+        link = self._link
+        if self._fenced:
+            self._fenced = False  # what was put before the fence is there before this is asked
+            self.flush().wait(Deadline.after(_ASKING_SECONDS))
+        change = Change(ADD if second is None else SWAP, target.key.region, address, first, second or 0)
+        request = Request(link, step, 0, None)
+        with link.lock:
+            if link.state is not ConnectionState.RTS:
+                return Operation.failed(link.flushed(step), self._device, step)
+            number = self._next_change
+            self._next_change += 1
+            link.changes[number] = request
+            link.tell(CHANGE, number, change.encode())
+            link.out_bytes += 8
+            link.in_bytes += 8
+        link.rouse()
+        return request
 
     # Keys, and what UCX does
 
@@ -328,8 +353,7 @@ class UcxConnection:
         if refused is not None:
             return refused
         into = as_bytes(local, self._device, "recv", writable=True)
-        link, ffi = self._link, self._library.ffi
-        held = ffi.from_buffer(into, require_writable=True)
+        link, start = self._link, self._library.address_of(into)
         with link.lock:
             if link.state is not ConnectionState.RTS:
                 return Operation.failed(link.flushed("recv"), self._device, "recv")
@@ -340,8 +364,8 @@ class UcxConnection:
                     during="recv",
                     hint="wait for a posted receive before posting another",
                 )
-            handle = link.worker.receive(held, into.nbytes, link.data_tag)
-            request = Request(link, "recv", handle, held)
+            handle = link.worker.receive(start, into.nbytes, link.data_tag)
+            request = Request(link, "recv", handle, into)
             link.receives.append((into, request))
             link.tell(CREDIT, into.nbytes)
         link.rouse()
@@ -355,12 +379,14 @@ class UcxConnection:
         if deadline is not None:
             self._enter_handle("fence", deadline)
         link = self._link
+        link.drain_changes(time.monotonic() + _ASKING_SECONDS)
         if not link.posted:
             self._barrier()
         elif link.targets.writes or link.targets.words:
             # A copy does not wait for what UCX has under way, so here order needs the target.
             self.flush(deadline=deadline).wait(deadline or Deadline.after(_ASKING_SECONDS))
         else:
+            self._fenced = True
             with link.lock:
                 if link.state is ConnectionState.RTS:
                     self._library.ucp.ucp_worker_fence(link.worker.handle)
@@ -369,13 +395,14 @@ class UcxConnection:
         """Make everything visible: at once where all was copied, else when the peer has answered."""
         self._check()
         link = self._link
-        if deadline is None and not link.posted and link.state is ConnectionState.RTS:
+        if deadline is None and not link.posted and link.state is ConnectionState.RTS and not link.changes:
             self._barrier()
             return self._flushed
         refused = self._begin("flush", deadline)
         if refused is not None:
             return refused
         self._barrier()
+        link.drain_changes(time.monotonic() + _ASKING_SECONDS)
         with link.lock:
             if link.state is not ConnectionState.RTS:
                 return Operation.failed(link.flushed("flush"), self._device, "flush")

@@ -2,6 +2,7 @@
 
 Source: ``ucp/api/ucp.h``, ``ucp/api/ucp_def.h`` and ``ucs/type/status.h`` of UCX. Structures have a mask that says
 which of their fields are set, so a later version may add fields at their end; what is below is the same from 1.13 on.
+Addresses of the user's buffers are declared as numbers: see :func:`hal_rdma.ucx.library.Library.address_of`.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ int8_t ucp_ep_rkey_unpack(ucp_ep_h, const void*, ucp_rkey_h*);
 int8_t ucp_rkey_ptr(ucp_rkey_h, uint64_t, void**);
 void ucp_rkey_destroy(ucp_rkey_h);
 
-intptr_t ucp_put_nbx(ucp_ep_h, const void*, size_t, uint64_t, ucp_rkey_h, const ucp_request_param_t*);
-intptr_t ucp_get_nbx(ucp_ep_h, void*, size_t, uint64_t, ucp_rkey_h, const ucp_request_param_t*);
+intptr_t ucp_put_nbx(ucp_ep_h, uintptr_t, size_t, uint64_t, ucp_rkey_h, const ucp_request_param_t*);
+intptr_t ucp_get_nbx(ucp_ep_h, uintptr_t, size_t, uint64_t, ucp_rkey_h, const ucp_request_param_t*);
 intptr_t ucp_atomic_op_nbx(ucp_ep_h, int, const void*, size_t, uint64_t, ucp_rkey_h, const ucp_request_param_t*);
-intptr_t ucp_tag_send_nbx(ucp_ep_h, const void*, size_t, uint64_t, const ucp_request_param_t*);
-intptr_t ucp_tag_recv_nbx(ucp_worker_h, void*, size_t, uint64_t, uint64_t, const ucp_request_param_t*);
+intptr_t ucp_tag_send_nbx(ucp_ep_h, uintptr_t, size_t, uint64_t, const ucp_request_param_t*);
+intptr_t ucp_tag_recv_nbx(ucp_worker_h, uintptr_t, size_t, uint64_t, uint64_t, const ucp_request_param_t*);
 ucp_tag_message_h ucp_tag_probe_nb(ucp_worker_h, uint64_t, uint64_t, int, ucp_tag_recv_info_t*);
 intptr_t ucp_tag_msg_recv_nbx(ucp_worker_h, void*, size_t, ucp_tag_message_h, const ucp_request_param_t*);
 int8_t ucp_request_check_status(intptr_t);

@@ -58,6 +58,14 @@ class Library(NamedTuple):
         text: bytes = self.ffi.string(self.ucs.ucs_status_string(status))
         return f"{text.decode()} ({status})"
 
+    def address_of(self, view: memoryview | bytes) -> int:
+        """Return where a buffer's bytes are; whoever uses it keeps the buffer, which then neither moves nor ends.
+
+        cffi's own object is let go at once: the collector cannot take one that is part of a cycle.
+        """
+        with self.ffi.from_buffer(view) as held:
+            return int(self.ffi.cast("uintptr_t", held))
+
     def check(self, status: int, call: str, *, device: str, during: str) -> None:
         """Raise for a negative status: ``OutOfMemory`` or ``TransferError`` with what UCX says."""
         if status >= 0:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hal.errors import FlushedError, TransferError
 from hal.interfaces.rnic import CompletionCode, ConnectionState
 from hal_rdma.ucx import declarations as c
+from hal_rdma.ucx.changes import decode_change
 from hal_rdma.ucx.keys import Address
 from hal_rdma.ucx.operations import Request
 from hal_rdma.ucx.targets import Targets
@@ -26,7 +27,7 @@ from hal_rdma.ucx.worker import Worker
 if TYPE_CHECKING:
     from hal_rdma.ucx.transport import UcxTransport
 
-CREDIT, ARRIVED, ASK, ANSWER, REVOKE, REVOKED, BYE, BYE_TOO, BROKEN = range(1, 10)
+CREDIT, ARRIVED, ASK, ANSWER, REVOKE, REVOKED, BYE, BYE_TOO, BROKEN, CHANGE, CHANGED = range(1, 12)
 """Kinds of control messages: a kind, a number, and what comes with it (a key)."""
 
 _CONTROL = struct.Struct("<BQ")
@@ -70,6 +71,7 @@ class Link:
         self.posted = 0
         self.out_bytes = 0
         self.in_bytes = 0
+        self.changes: dict[int, Request] = {}
         self._ended: Ended = []
         self._outgoing: list[tuple[int, Any]] = []
         self._answers: dict[int, bool] = {}
@@ -116,7 +118,9 @@ class Link:
             ended, self._ended = self._ended, []
             armed = self.watchers == 0 and self.worker.arm()
             busy = self.watchers == 0 and not armed
-            soon = bool(moved or self.watchers or self.pending or self.sends or self.sent or self._outgoing)
+            soon = bool(
+                moved or self.watchers or self.pending or self.changes or self.sends or self.sent or self._outgoing
+            )
         settle(ended)
         return Turn(busy=busy, soon=soon, armed=armed)
 
@@ -128,7 +132,7 @@ class Link:
             moved = True
         if self.state is ConnectionState.INIT:
             return moved  # what has come waits in UCX until there is a way back
-        if moved or self._asked:
+        if moved or self._asked or self.changes:
             while (told := worker.take(self._control_tag, _MOST_BYTES)) is not None:
                 self._hear(told)
         if self.pending:
@@ -185,8 +189,8 @@ class Link:
         """Send a control message; the lock is held."""
         if self.worker.ep is None or self._peer_gone:
             return
-        told = self.worker.library.ffi.from_buffer(_CONTROL.pack(kind, number) + more)
-        handle = self.worker.send(told, len(told), self._out_control)
+        told = _CONTROL.pack(kind, number) + more
+        handle = self.worker.send(self.worker.library.address_of(told), len(told), self._out_control)
         if handle > 0:
             self._outgoing.append((handle, told))
 
@@ -216,6 +220,12 @@ class Link:
             self._peer_gone = True
         elif kind == BROKEN:
             self._hear_broken(number)
+        elif kind == CHANGE:
+            self._change(number, told[_CONTROL.size :])
+        elif kind == CHANGED:
+            request = self.changes.pop(number, None)
+            if request is not None:
+                self._ended.append((request, int.from_bytes(told[_CONTROL.size :], "little"), None))
 
     def _hear_broken(self, code: int) -> None:
         if code == CompletionCode.LOCAL_LENGTH and self.receives:
@@ -223,6 +233,15 @@ class Link:
             self.break_(why, self.receives[0][1], tell=False)
         else:
             self.break_(self.transfer_error("use", f"the peer's side broke (code {code})", code), tell=False)
+
+    def _change(self, number: int, told: bytes) -> None:
+        change = decode_change(told)
+        before = None if change is None else self.transport.changer.apply(change)
+        if before is not None:
+            self.tell(CHANGED, number, before.to_bytes(8, "little"))
+        elif self.state is ConnectionState.RTS:
+            code = CompletionCode.REMOTE_ACCESS
+            self.break_(self.transfer_error("use", "the peer asked for a change that is not its right", code))
 
     def _put_away(self, number: int) -> None:
         """Forget a region's key for good; say so once nothing of ours can still be under way to it."""
@@ -246,6 +265,11 @@ class Link:
         finally:
             with self.lock:
                 self._asked -= 1
+
+    def drain_changes(self, until: float) -> None:
+        """Wait until the peer has carried out every atomic."""
+        if self.changes:
+            self._wait_for(lambda: None if self.changes else True, until)
 
     def revoke(self, number: int) -> None:
         """Tell the peer that a region is going."""
@@ -287,13 +311,13 @@ class Link:
             error = self.transfer_error("send", words, CompletionCode.REMOTE_INVALID_REQUEST)
             self.break_(error, request, tell=False)
             return
-        data = self.worker.library.ffi.from_buffer(message)
+        data = self.worker.library.address_of(message)
         handle = self.worker.send(data, message.nbytes, self._out_data)
         if handle < 0:
             self.break_(self.failure("send", handle), request)
             return
         if handle:
-            self._outgoing.append((handle, data))
+            self._outgoing.append((handle, message))
         self.out_bytes += message.nbytes
         self.sent.append(request)
 
@@ -317,6 +341,7 @@ class Link:
             self.worker.cancel(request.handle)
         waiting: Iterable[Request] = [
             *self.pending,
+            *self.changes.values(),
             *(request for _, request, _ in self.sends),
             *self.sent,
             *(request for _, request in self.receives),
@@ -326,7 +351,7 @@ class Link:
                 self._ended.append((request, None, self.flushed(request.step)))
             if request.handle:
                 self._outgoing.append((request.handle, request.keep))
-        for queue in (self.pending, self.sends, self.sent, self.receives):
+        for queue in (self.pending, self.changes, self.sends, self.sent, self.receives):
             queue.clear()
 
     def lose(self, why: str) -> None:

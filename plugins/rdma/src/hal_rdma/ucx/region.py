@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from weakref import finalize
 
 from hal.errors import InvalidArgument
@@ -126,7 +126,7 @@ def allocate(context: Context, length: int) -> tuple[memoryview, Mapped]:
     return memoryview(array).cast("B"), mapped
 
 
-def map_buffer(context: Context, view: memoryview) -> tuple[Any, Mapped]:
-    """Register the user's memory in place; the first value keeps it where it is."""
-    held = context.library.ffi.from_buffer(view, require_writable=not view.readonly)
-    return held, context.map(held, view.nbytes)
+def map_buffer(context: Context, view: memoryview) -> Mapped:
+    """Register the user's memory in place; whoever holds the view holds it where it is."""
+    library = context.library
+    return context.map(library.ffi.cast("void*", library.address_of(view)), view.nbytes)

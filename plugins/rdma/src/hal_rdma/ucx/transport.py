@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hal.errors import InvalidArgument
 from hal.interfaces.rnic import Access, LinkLayer, PhysicalState, Port, PortState
 from hal.model.attributes import Absence, Attribute
 from hal_rdma.software import SoftwareNic, transports_of
 from hal_rdma.ucx.buffers import as_bytes
+from hal_rdma.ucx.changes import Changer
 from hal_rdma.ucx.context import Context
 from hal_rdma.ucx.declarations import SEQ_CST
 from hal_rdma.ucx.endpoint import UcxEndpoint
@@ -59,6 +60,7 @@ class UcxTransport:
         self._lock = Lock()
         self._regions: dict[int, UcxRegion] = {}
         self._endpoints: set[UcxEndpoint] = set()
+        self.changer = Changer(library, self._regions)
         self._next_region = 1
         self._closed_out = self._closed_in = 0
         self._closed = False
@@ -79,8 +81,8 @@ class UcxTransport:
         buffer = as_bytes(memory, self.device, "register", writable=writable)
         if not buffer.nbytes:
             raise self._invalid("the buffer is empty", "at least one byte")
-        held, in_place = map_buffer(self.context, buffer)
-        return self._keep(lambda number: UserRegion(self, number, buffer, in_place, access, held))
+        in_place = map_buffer(self.context, buffer)
+        return self._keep(lambda number: UcxRegion(self, number, buffer, in_place, access))
 
     def _keep(self, make: Callable[[int], UcxRegion]) -> UcxRegion:
         with self._lock:
@@ -190,20 +192,6 @@ class SoftwareTransport(UcxTransport):
     def telemetry(self) -> Mapping[str, Attribute]:
         """As of any NIC; a software NIC has no rate."""
         return {**super().telemetry(), "port1_rate_gbps": _NO_LINK}
-
-
-class UserRegion(UcxRegion):
-    """A region of the user's memory; ``held`` keeps it where it is while it is registered."""
-
-    def __init__(
-        self, transport: UcxTransport, number: int, view: memoryview, mapped: Any, access: Access, held: Any
-    ) -> None:
-        super().__init__(transport, number, view, mapped, access)
-        self._held = held
-
-    def _release(self) -> None:
-        super()._release()
-        self._held = None
 
 
 def _settings(nic: SoftwareNic) -> dict[str, str]:
