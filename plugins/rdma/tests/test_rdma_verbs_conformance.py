@@ -18,40 +18,49 @@ from hal.testing.kinds.rnic_peer import DriverSpec
 from hal_rdma.driver import RdmaDriver
 from hal_rdma.verbs import why_not_verbs
 
-
-def here(runtime: str) -> RdmaDriver:
-    """Return the driver of the running machine, also in another process."""
-    environ = {"HAL_RDMA_TRANSPORT": "verbs", "XDG_RUNTIME_DIR": runtime}
-    return RdmaDriver([HostRoot(node=os.uname().nodename)], environ)
+HOSTS = (HostRoot(node=os.uname().nodename),)
 
 
-def usable(driver: RdmaDriver) -> tuple[list[Device], str]:
-    """Return the devices that verbs can use, and why not the others."""
-    devices = driver.discover(Deadline.after(10)).devices
-    reasons = [f"{device.name}: {why_not_verbs(device, {})}" for device in devices if why_not_verbs(device, {})]
-    reasons += [f"{device.name}: its port is down" for device in devices if device.value("port_state") != "active"]
-    fit = [d for d in devices if not why_not_verbs(d, {}) and d.value("port_state") == "active"]
+def usable() -> tuple[list[str], str]:
+    """Return the devices that verbs can use here, and why it cannot use others."""
+    driver = RdmaDriver(HOSTS, {})
+    fit: list[str] = []
+    reasons: list[str] = []
+    for device in driver.discover(Deadline.after(10)).devices:
+        why = why_not_verbs(device, {})
+        if not why and device.value("port_state") != "active":
+            why = "its port is not active"
+        if why:
+            reasons.append(f"{device.name}: {why}")
+        else:
+            fit.append(device.id)
     return fit, "; ".join(reasons) or driver.readiness().detail
+
+
+FIT, WHY_NOT = usable()
+if not FIT:
+    pytest.skip(f"no RDMA device for verbs here ({WHY_NOT})", allow_module_level=True)
 
 
 class TestVerbs(RnicConformance):
     lacks = frozenset({"reset", "scrub"})
 
     @pytest.fixture
-    def driver(self, tmp_path: Path) -> RdmaDriver:
-        driver = here(str(tmp_path))
-        fit, why = usable(driver)
-        if not fit:
-            pytest.skip(f"no RDMA device for verbs here ({why})")
-        return driver
+    def environ(self, tmp_path: Path) -> dict[str, str]:
+        return {"HAL_RDMA_TRANSPORT": "verbs", "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    @pytest.fixture
+    def driver(self, environ: dict[str, str]) -> RdmaDriver:
+        self.environ = environ
+        return RdmaDriver(HOSTS, environ)
 
     @pytest.fixture
     def device(self, driver: RdmaDriver) -> Device:
-        return usable(driver)[0][0]
+        return next(one for one in driver.discover(Deadline.after(10)).devices if one.id == FIT[0])
 
     @pytest.fixture
     def peer_device(self, device: Device) -> Device:
         return device  # a loop through one NIC: two of them need not be cabled to each other
 
     def peer_driver_spec(self, driver: RdmaDriver) -> DriverSpec:
-        return DriverSpec(__name__, "here", (driver._environ["XDG_RUNTIME_DIR"],))
+        return DriverSpec("hal_rdma.driver", "RdmaDriver", (HOSTS, self.environ))

@@ -63,7 +63,8 @@ def _find(host: HostTree, root: HostRoot, deadline: Deadline, problems: list[Pro
     find_rnics(scan, find_interfaces(scan))
     # What is wrong with other functions of the machine is host discovery's to say; what ran out of time is ours, too.
     problems += [msgspec.structs.replace(one, source=DRIVER) for one in scan.problems if one.fatal]
-    by_address = {one.location.pci_address: one.id for one in scan.devices if one.location.pci_address}
+    # The device that has the function's name owns it; subfunctions sit on the same one.
+    by_address = {address: one.id for one in scan.devices if (address := alias(one, "pci")) is not None}
     return [_complete(scan, root, device, by_address) for device in scan.devices]
 
 
