@@ -12,8 +12,11 @@ from pathlib import Path
 
 from hal.errors import DriverError, NotReady
 
-FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror")
-"""What everything is compiled with; a flag of the caller comes later and prevails."""
+FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC")
+"""What everything is compiled with; a flag of the caller comes later and prevails.
+
+No warning stops it: a compiler newer than ours must not keep a user from a stand-in. Our tests compile with all of them.
+"""
 
 _INSTALL = "apt install gcc libc6-dev, or name a compiler in CC"
 

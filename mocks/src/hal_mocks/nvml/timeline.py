@@ -143,7 +143,7 @@ def _write_told(moment: Any, told: Mapping[str, Attribute], active: Sequence[Fau
     moment.replays = _number(told, "pcie_replays")
     moment.replays_per_second = replays_per_second(active)
     reasons = told["clock_event_reasons"].value
-    moment.reasons = sum(REASONS.get(reason, 0) for reason in reasons) if isinstance(reasons, tuple) else 0
+    moment.reasons = sum(REASONS.get(str(reason), 0) for reason in reasons) if isinstance(reasons, tuple) else 0
     moment.utilization = min(100, max(0, int(_number(told, "gpu_utilization_percent"))))
     moment.sm_mhz = int(_number(told, "sm_clock_hz") / 1e6)
     moment.memory_mhz = int(_number(told, "memory_clock_hz") / 1e6)

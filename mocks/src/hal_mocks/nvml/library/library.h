@@ -15,6 +15,11 @@
 #define EXPORT __attribute__((visibility("default")))
 #define NO_INSTANCE 0xFFFFFFFFU
 
+struct traffic {
+    double at;
+    uint64_t bytes;
+};
+
 /* A handle: a whole GPU, or the MIG device of one compute instance (slot and compute; whole GPUs have slot -1). */
 struct device {
     struct hal_gpu *gpu;
@@ -24,6 +29,8 @@ struct device {
     /* The page of its contexts, mapped when it is first needed. */
     const volatile uint64_t *contexts;
     char contexts_of[96];
+    /* What had been sent and received over PCIe when this program asked last. */
+    struct traffic traffic[2];
 };
 
 struct instance {
