@@ -58,7 +58,9 @@ def split(data: bytes) -> tuple[bytes, bytes]:
         magic, offset, size = _TRAILER.unpack_from(data, len(data) - _TRAILER.size)
         if magic == MAGIC and offset + size + _TRAILER.size == len(data):
             return data[:offset], data[offset : offset + size]
-    raise DriverError("not a DPU program or object", hint="hal-dpucc makes them; the SDK's own binaries do not run here")
+    raise DriverError(
+        "not a DPU program or object", hint="hal-dpucc makes them; the SDK's own binaries do not run here"
+    )
 
 
 def _write(path: Path, halves: tuple[bytes, ...]) -> None:

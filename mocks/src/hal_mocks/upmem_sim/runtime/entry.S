@@ -24,6 +24,7 @@ __hal_budget:
         .type __hal_start, @function
 __hal_start:
         xorl    %r15d, %r15d
+        subq    $8, %rsp
         call    main
         call    __hal_finish
         ud2
