@@ -59,6 +59,26 @@ BLUEFIELD = {
 """Functions of 15b3 that belong to a BlueField: what they are for, and which generation they tell of."""
 
 
+RNICS = {
+    ("15b3", "1013"): "NVIDIA ConnectX-4",
+    ("15b3", "1015"): "NVIDIA ConnectX-4 Lx",
+    ("15b3", "1017"): "NVIDIA ConnectX-5",
+    ("15b3", "1019"): "NVIDIA ConnectX-5 Ex",
+    ("15b3", "101b"): "NVIDIA ConnectX-6",
+    ("15b3", "101d"): "NVIDIA ConnectX-6 Dx",
+    ("15b3", "101f"): "NVIDIA ConnectX-6 Lx",
+    ("15b3", "1021"): "NVIDIA ConnectX-7",
+    ("15b3", "1023"): "NVIDIA ConnectX-8",
+    ("15b3", "a2d6"): "NVIDIA BlueField-2",
+    ("15b3", "a2dc"): "NVIDIA BlueField-3",
+    ("15b3", "a2df"): "NVIDIA BlueField-4",
+    ("8086", "1591"): "Intel E810-C",
+    ("8086", "1592"): "Intel E810-C",
+    ("8086", "1593"): "Intel E810-C",
+}
+"""What people call RDMA NICs: the kernel's ``hca_type`` is a number (``MT4129``), or the name of a driver."""
+
+
 def is_bluefield(vendor: str, device: str) -> bool:
     """True if a PCI function belongs to a BlueField."""
     return vendor == "15b3" and device in BLUEFIELD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hal.host.folder import Folder
+from hal.host.identity import RNICS
 from hal.host.missing import NOT_THERE, Missing
 from hal.host.numa import Place
 from hal.host.pci import Function, address_on
@@ -82,7 +83,9 @@ def _add_rnic(scan: Scan, name: str, folder: Folder, address: str | None, by_add
         facts["node_guid"] = guid_text.attribute("sysfs:node_guid")
     facts["firmware"] = one_line(firmware, "sysfs:fw_ver")
     facts["board_id"] = one_line(board, "sysfs:board_id")
-    facts["model"] = one_line(model, "sysfs:hca_type")
+    facts["hca_type"] = one_line(model, "sysfs:hca_type")
+    named = RNICS.get((function.vendor, function.device)) if function is not None else None
+    facts["model"] = facts["hca_type"] if named is None else Attribute(named, "pci-ids")
     with folder.below("ports") as ports:
         ndevs = _read_port(ports, "1", "", facts)
         count = 1

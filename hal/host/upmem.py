@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from hal.host.missing import Missing
 from hal.host.numa import Place
 from hal.host.scan import Scan, word
@@ -150,11 +152,12 @@ def _clock(tree: Tree, path: str) -> Attribute:
 
 def _add_dimm(scan: Scan, serial: str, name: str, first: _Rank, ranks: list[_Rank]) -> str:
     mine = [rank for rank in ranks if rank.dimm == serial]
-    sizes = [
-        rank.facts["dpus"].value * rank.facts["mram_bytes"].value
-        for rank in mine
-        if isinstance(rank.facts["dpus"].value, int) and isinstance(rank.facts["mram_bytes"].value, int)
-    ]
+    sizes: list[int] = []
+    for rank in mine:  # what is on the module, with the units that are disabled
+        counts = [rank.facts[name].value for name in ("control_interfaces", "dpus_per_ci", "mram_bytes")]
+        whole = [count for count in counts if isinstance(count, int)]
+        if len(whole) == len(counts) and rank.facts["dpus"].known:
+            sizes.append(prod(whole))
     facts = {
         "serial": first.facts["serial"],
         "model": first.facts["model"],
