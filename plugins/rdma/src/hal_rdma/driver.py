@@ -15,7 +15,7 @@ from hal.interfaces.deadline import Deadline
 from hal.model.health import Action, Condition, Severity
 from hal_rdma.counters import numbers, read_counters
 from hal_rdma.devlink import Reporter, ask_devlink, judge_reporters
-from hal_rdma.finding import DRIVER, Found, find_nics
+from hal_rdma.finding import DRIVER, Found, find_nics, is_still_there
 from hal_rdma.health import PortHistory, judge_history
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RdmaDriver:
             except HalError as error:
                 problems.append(Problem(source=_SOFTWARE, step="discover", detail=error.message, hint=error.hint or ""))
             else:
-                found += [Found(device=device, host=here, ports=()) for device in software]
+                found += [Found(device=device, host=here) for device in software]
         self._seen.update((one.device.id, one) for one in found)
         return found, problems
 
@@ -179,7 +179,10 @@ class RdmaDriver:
         """Nothing is held."""
 
     def _find(self, device_id: str, step: str, deadline: Deadline) -> Found:
-        known = device_id in self._seen
+        seen = self._seen.get(device_id)
+        if seen is not None and is_still_there(seen):
+            return seen
+        known = seen is not None
         for one in self._look(deadline)[0]:
             if one.device.id == device_id:
                 return one

@@ -1,4 +1,4 @@
-"""The parts of the verbs transport that need no NIC: keys and addresses as bytes, patience, GIDs, finding pyverbs."""
+"""What verbs needs besides a NIC: keys and addresses as bytes, patience, GIDs, and where pyverbs is found."""
 
 from __future__ import annotations
 
