@@ -1,7 +1,7 @@
 """The verbs of a connection over UCX.
 
-Where the target's memory is mapped here, the way through put, get, fetch-add and flush is written out in line: it has
-less time than one call of UCX's takes. All others go through UCX under the link's lock.
+Where the target's memory is mapped here, put and get are copies and atomics are the processor's own; everything else
+goes through UCX under the link's lock. :mod:`hal_rdma.ucx.quick` stands in front for what is plain.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hal_rdma.ucx.changes import ADD, SWAP, Change
 from hal_rdma.ucx.keys import Address, open_key
 from hal_rdma.ucx.link import CHANGE, CREDIT, Link
 from hal_rdma.ucx.operations import Request, finished
+from hal_rdma.ucx.quick import quick_verbs
 from hal_rdma.ucx.targets import Target, unpack
 
 if TYPE_CHECKING:
     from hal.interfaces.rnic import Readable, Writable
     from hal_rdma.ucx.endpoint import UcxEndpoint
 
-_PLAIN = (bytes, bytearray)
 _WORD = 1 << 64
 _QUEUE_DEPTH = 1024
 _ASKING_SECONDS = 2.0
@@ -44,19 +44,16 @@ class UcxConnection:
         self._enter_handle = transport.enter
         self._device = link.device
         self._targets = link.targets
-        self._writes, self._reads = link.targets.writes, link.targets.reads
-        self._words = link.targets.words
         self._library = link.worker.library
         self._done: Operation[None] = finished(link.device, "put")(None)
         self._flushed: Operation[None] = finished(link.device, "flush")(None)
         self._counted = finished(link.device, "fetch_add")
         self._swapped = finished(link.device, "compare_and_swap")
-        atomics = self._library.atomics
-        self._add = None if atomics is None else atomics.fetch_add
-        self._barrier = transport.barrier
         self._by_owner = transport.software and not transport.shares_memory
         self._fenced = False
         self._next_change = 1
+        for name, verb in quick_verbs(self, link).items():
+            setattr(self, name, verb)  # in front of the methods, which they call for whatever is not plain
 
     @property
     def state(self) -> ConnectionState:
@@ -74,31 +71,13 @@ class UcxConnection:
         self, local: Readable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Write into the target's memory."""
-        self._check()
-        try:
-            base, length, view = self._writes[rkey]
-            start = remote_address - base
-            size = len(local)  # type: ignore[arg-type]
-            if (
-                deadline is None
-                and 0 <= start <= length - size
-                and (type(local) in _PLAIN or (type(local) is memoryview and local.c_contiguous))
-            ):
-                view[start : start + size] = local  # type: ignore[assignment]
-                self._link.out_bytes += size
-                return self._done
-        except (KeyError, TypeError, ValueError):  # not mapped, not bytes, or a key that has just died: the long way
-            pass
-        return self._put(local, remote_address, rkey, deadline)
-
-    def _put(self, local: Readable, address: int, rkey: bytes, deadline: Deadline | None) -> Operation[None]:
-        found = self._reach("put", Access.REMOTE_WRITE, local, address, rkey, deadline)
+        found = self._reach("put", Access.REMOTE_WRITE, local, remote_address, rkey, deadline)
         if not isinstance(found, tuple):
             return found
         target, data = found
         if target.view is not None:
             try:
-                target.view[address - target.key.address :][: data.nbytes] = data
+                target.view[remote_address - target.key.address :][: data.nbytes] = data
             except ValueError:
                 return self._refuse("put", "its region was closed meanwhile")
             self._link.out_bytes += data.nbytes
@@ -107,38 +86,24 @@ class UcxConnection:
         worker, size = self._link.worker, data.nbytes
         call = self._library.ucp.ucp_put_nbx
         return self._post(
-            "put", lambda: call(worker.ep, start, size, address, target.rkey, worker.plain), data, target, out=size
+            "put",
+            lambda: call(worker.ep, start, size, remote_address, target.rkey, worker.plain),
+            data,
+            target,
+            out=size,
         )
 
     def get(
         self, local: Writable, remote_address: int, rkey: bytes, *, deadline: Deadline | None = None
     ) -> Operation[None]:
         """Read from the target's memory."""
-        self._check()
-        try:
-            base, length, view = self._reads[rkey]
-            start = remote_address - base
-            size = len(local)  # type: ignore[arg-type]
-            if (
-                deadline is None
-                and 0 <= start <= length - size
-                and (type(local) is bytearray or (type(local) is memoryview and local.c_contiguous))
-            ):
-                local[:] = view[start : start + size]
-                self._link.in_bytes += size
-                return self._done
-        except (KeyError, TypeError, ValueError):
-            pass
-        return self._get(local, remote_address, rkey, deadline)
-
-    def _get(self, local: Writable, address: int, rkey: bytes, deadline: Deadline | None) -> Operation[None]:
-        found = self._reach("get", Access.REMOTE_READ, local, address, rkey, deadline)
+        found = self._reach("get", Access.REMOTE_READ, local, remote_address, rkey, deadline)
         if not isinstance(found, tuple):
             return found
         target, into = found
         if target.view is not None:
             try:
-                into[:] = target.view[address - target.key.address :][: into.nbytes]
+                into[:] = target.view[remote_address - target.key.address :][: into.nbytes]
             except ValueError:
                 return self._refuse("get", "its region was closed meanwhile")
             self._link.in_bytes += into.nbytes
@@ -147,7 +112,11 @@ class UcxConnection:
         worker, size = self._link.worker, into.nbytes
         call = self._library.ucp.ucp_get_nbx
         return self._post(
-            "get", lambda: call(worker.ep, start, size, address, target.rkey, worker.plain), into, target, into=size
+            "get",
+            lambda: call(worker.ep, start, size, remote_address, target.rkey, worker.plain),
+            into,
+            target,
+            into=size,
         )
 
     def fetch_add(
@@ -155,13 +124,6 @@ class UcxConnection:
     ) -> Operation[int]:
         """Add as one step among all processes."""
         self._check()
-        try:
-            base, last, pointer = self._words[rkey]
-            start = remote_address - base
-            if deadline is None and 0 <= start <= last and not remote_address & 7:
-                return self._counted(self._add(pointer + start, value, 5))  # type: ignore[misc]
-        except (KeyError, TypeError, OverflowError):
-            pass
         return self._change("fetch_add", remote_address, rkey, value, None, deadline)
 
     def compare_and_swap(
@@ -223,6 +185,7 @@ class UcxConnection:
             number = self._next_change
             self._next_change += 1
             link.changes[number] = request
+            link.quiet = False
             link.tell(CHANGE, number, change.encode())
             link.out_bytes += 8
             link.in_bytes += 8
@@ -260,7 +223,7 @@ class UcxConnection:
                 if self._link.state is ConnectionState.RTS:
                     status, target = unpack(key, self._link.worker.ep, self._library)
                     if target is not None:
-                        self._targets.add(sealed, target, atomics=self._add is not None)
+                        self._targets.add(sealed, target, atomics=self._library.atomics is not None)
             if target is None:
                 return self._refuse(step, f"UCX cannot read the key: {self._library.describe(status)}")
         if not target.allows(right, address, data.nbytes):
@@ -289,6 +252,7 @@ class UcxConnection:
                 link.pending.append(request)
             if handle >= 0:
                 link.posted += 1
+                link.quiet = False
                 link.out_bytes += out
                 link.in_bytes += into
         if handle < 0:
@@ -381,7 +345,7 @@ class UcxConnection:
         link = self._link
         link.drain_changes(time.monotonic() + _ASKING_SECONDS)
         if not link.posted:
-            self._barrier()
+            link.order()
         elif link.targets.writes or link.targets.words:
             # A copy does not wait for what UCX has under way, so here order needs the target.
             self.flush(deadline=deadline).wait(deadline or Deadline.after(_ASKING_SECONDS))
@@ -395,13 +359,10 @@ class UcxConnection:
         """Make everything visible: at once where all was copied, else when the peer has answered."""
         self._check()
         link = self._link
-        if deadline is None and not link.posted and link.state is ConnectionState.RTS and not link.changes:
-            self._barrier()
-            return self._flushed
         refused = self._begin("flush", deadline)
         if refused is not None:
             return refused
-        self._barrier()
+        link.order()
         link.drain_changes(time.monotonic() + _ASKING_SECONDS)
         with link.lock:
             if link.state is not ConnectionState.RTS:
@@ -411,7 +372,8 @@ class UcxConnection:
 
             def settled() -> None:
                 if link.posted == posted:
-                    link.posted = 0  # until UCX is given something again, there is nothing to flush
+                    link.posted = 0
+                    link.quiet = link.state is ConnectionState.RTS and not link.changes
 
             if handle > 0:
                 request = Request(link, "flush", handle, None, settled)

@@ -69,6 +69,8 @@ class Link:
         self.credits: deque[int] = deque()
         self.watchers = 0
         self.posted = 0
+        self.quiet = False
+        """True while all that was asked for was copied: then there is nothing to flush."""
         self.out_bytes = 0
         self.in_bytes = 0
         self.changes: dict[int, Request] = {}
@@ -84,6 +86,12 @@ class Link:
         self._out_control = self._out_data = 0
         self.data_tag = _DATA_TAG | token
 
+    def order(self) -> None:
+        """Let no copy made from now on be seen before those made so far."""
+        barrier = self.transport.barrier
+        if barrier is not None:
+            barrier()
+
     # Connecting
 
     def connect(self, peer: Address) -> None:
@@ -93,6 +101,7 @@ class Link:
             watch = None if self.transport.shares_memory else self._notice_failure
             self.worker.connect(peer.worker, watch=watch)
             self.state = ConnectionState.RTS
+            self.quiet = True
         self.rouse()
 
     def _notice_failure(self, status: int) -> None:
@@ -330,6 +339,7 @@ class Link:
         if self.state in (ConnectionState.ERROR, ConnectionState.RESET):
             return
         self.state = ConnectionState.ERROR
+        self.quiet = False
         self.error = error
         self.targets.clear()
         if tell:
@@ -412,6 +422,7 @@ class Link:
             if polite:
                 self.tell(BYE)
             self.state = ConnectionState.RESET
+            self.quiet = False
             self._flush_all()
             ended, self._ended = self._ended, []
         settle(ended)

@@ -201,12 +201,9 @@ def _settings(nic: SoftwareNic) -> dict[str, str]:
     return settings
 
 
-def _barrier(library: Library) -> Callable[[], None]:
+def _barrier(library: Library) -> Callable[[], None] | None:
+    """Return what orders copies; None where the processor does, or where nothing is copied."""
     if ORDERED or library.atomics is None:
-        return _no_barrier
+        return None
     fence = library.atomics.fence
     return lambda: fence(SEQ_CST)
-
-
-def _no_barrier() -> None:
-    """Nothing is needed: stores are seen in order here, or nothing is copied at all."""
