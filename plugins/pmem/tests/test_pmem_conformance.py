@@ -18,7 +18,7 @@ class TestFileRegions(PmemConformance):
     lacks = frozenset({"poison", "power-failure", "reset"})
 
     @pytest.fixture
-    def driver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemDriver:
+    def driver(self, tmp_path: Path) -> PmemDriver:
         folder = tmp_path / "regions"
         folder.mkdir()
         for name in ("first", "second"):
@@ -31,8 +31,7 @@ class TestForcedFileRegions(TestFileRegions):
     """The same through libpmem, as on real persistent memory, because its own test switch says so."""
 
     @pytest.fixture
-    def driver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PmemDriver:
-        monkeypatch.setenv("PMEM_IS_PMEM_FORCE", "1")
+    def driver(self, tmp_path: Path, forced_libpmem: None) -> PmemDriver:
         folder = tmp_path / "regions"
         folder.mkdir()
         create_region(str(folder / "only.pmem"), SIZE, namespace=False)

@@ -18,8 +18,9 @@ from hal_pmem.memory import Memory
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """A namespace mapped: its memory, and where its bytes are for reading and clearing without touching the mapping.
 
-    ``descriptor`` is open on ``path``; the namespace's first byte is at ``base_bytes`` of it. ``readable`` is False for
-    device DAX, which has no read(2). ``granule_bytes`` is what can be cleared at a time.
+    ``descriptor`` is open on ``path``; the first byte is at ``base_bytes`` of it, and at ``region_bytes`` of the
+    region. ``badblocks`` is the list of its own device node, if that has one. ``readable`` is False for device DAX,
+    which has no read(2). ``granule_bytes`` is what can be cleared at a time.
     """
 
     memory: Memory
@@ -30,6 +31,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     granule_bytes: int
     readable: bool
     read_only: bool
+    region_bytes: int = 0
+    badblocks: str = ""
 
 
 class Backing(Protocol):

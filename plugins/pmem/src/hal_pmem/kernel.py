@@ -166,6 +166,8 @@ class KernelRegion:
                 granule_bytes=SECTOR_BYTES,
                 readable=not space.is_dax,
                 read_only=read_only,
+                region_bytes=space.data_offset_bytes,
+                badblocks=space.badblocks,
             )
 
         return self._do("map", work)
@@ -250,12 +252,12 @@ class KernelRegion:
 
     def bad_blocks_of(self, attachment: Attachment) -> tuple[ByteRange, ...]:
         """Return the bad ranges of a mapped namespace: one read where there are none."""
-        space = next((one for one in self.spaces("read") if one.node == attachment.path), None)
-        if space is None:
-            raise self._gone("read")
-        found = within(self._region_list(), space.data_offset_bytes, space.usable_bytes)
-        own = within(self._list(space.badblocks), 0, space.usable_bytes) if space.badblocks else ()
-        return merged((*found, *own))
+        region = self._region_list()
+        own = self._list(attachment.badblocks) if attachment.badblocks else ()
+        if not region and not own:
+            return ()
+        found = within(region, attachment.region_bytes, attachment.size_bytes)
+        return merged((*found, *within(own, 0, attachment.size_bytes)))
 
     def clear(self, attachment: Attachment, offset: int, length: int) -> None:
         """Let the kernel clear the poison and write zeros; ``HardwareFault`` if it is listed still."""
@@ -283,7 +285,7 @@ class KernelRegion:
         """Write the region's ``deep_flush``; ``Unsupported`` where the firmware gave no addresses to flush by."""
         if number(self.folder + "/deep_flush") == 0:
             raise Unsupported(
-                "the firmware tells no flush hint addresses, so nothing can be pushed further than the memory controller",
+                "the firmware tells no flush hint addresses: nothing goes further than the memory controller",
                 device=self.id,
                 during="deep_flush",
                 hint="rely on the persistence domain, or power down in order",

@@ -63,13 +63,18 @@ class Libpmem:
 
 @functools.cache
 def load() -> Libpmem | str:
-    """Return the library, or why it cannot be used, in one line."""
+    """Return the system's library, or why it cannot be used, in one line."""
+    return open_library(SONAME)
+
+
+def open_library(name: str) -> Libpmem | str:
+    """Return a library by its name or path, or why it cannot be used."""
     try:
         import cffi
 
         ffi = cffi.FFI()
         ffi.cdef(_DECLARATIONS)
-        lib = ffi.dlopen(SONAME)
+        lib = ffi.dlopen(name)
         lib.pmem_map_file, lib.pmem_deep_persist  # noqa: B018 - a library without them is none of ours
     except Exception as error:  # a guard: a vendor's library may fail to load in any way
         return describe(error)

@@ -19,8 +19,6 @@ import msgspec
 from hal_pmem.libpmem import REMEDY, load
 from hal_pmem.mounts import has_map_sync, look_below
 
-_FORCE = "PMEM_IS_PMEM_FORCE"
-
 
 class Persistence(StrEnum):
     """What a persisted store survives, and by which means.
@@ -79,7 +77,7 @@ def map_memory(
 
 def persistence_of(path: str) -> Persistence:
     """Return what a mapping of a file would have. Raises ``OSError`` if it cannot be opened."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         synchronous = has_map_sync(descriptor)
     finally:
@@ -93,9 +91,8 @@ def persistence_of(path: str) -> Persistence:
 
 def _verdict(descriptor: int, device_dax: bool) -> Persistence:
     """Say on what ground libpmem called the memory persistent."""
-    if os.environ.get(_FORCE) == "1" and not device_dax and not has_map_sync(descriptor):
-        return Persistence.FORCED
-    return Persistence.CPU_FLUSH
+    # What libpmem read from the environment was read when it was loaded, by whomever: the kernel is asked instead.
+    return Persistence.CPU_FLUSH if device_dax or has_map_sync(descriptor) else Persistence.FORCED
 
 
 def _by_libpmem(ffi: Any, lib: Any, pointer: Any, offset: int, length: int, persistence: Persistence) -> Memory:

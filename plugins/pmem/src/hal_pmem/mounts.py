@@ -65,7 +65,7 @@ def mounted_at(device: str) -> str:
 def has_map_sync(descriptor: int, length: int = mmap.PAGESIZE) -> bool:
     """True if the kernel lets a mapping of the file be synchronous: stores then need no system call to be durable."""
     try:
-        mapped = mmap.mmap(descriptor, length, flags=_MAP_SHARED_VALIDATE | _MAP_SYNC)
+        mapped = mmap.mmap(descriptor, length, flags=_MAP_SHARED_VALIDATE | _MAP_SYNC, prot=mmap.PROT_READ)
     except (OSError, ValueError):
         return False
     mapped.close()
