@@ -46,18 +46,20 @@ def double_of_cupy(machine: NvidiaMachine) -> Any:
 class TestNvidia(GpuConformance):
     lacks = frozenset({"scrub"})
 
-    @pytest.fixture
-    def machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvidiaMachine:
-        machine = NvidiaMachine("dgx-h100", tmp_path, monkeypatch)
-        machine.add_reset_tool()
-        return machine
+    @pytest.fixture(scope="class")
+    def machine(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NvidiaMachine]:
+        """One for all checks, which leave it as they found it; every check has a driver and fences of its own."""
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            machine = NvidiaMachine("dgx-h100", tmp_path_factory.mktemp("nvidia"), monkeypatch)
+            machine.add_reset_tool()
+            yield machine
 
     @pytest.fixture
-    def driver(self, machine: NvidiaMachine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    def driver(self, machine: NvidiaMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
         double = double_of_cupy(machine)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(NvidiaGpu, "load_cupy", staticmethod(lambda: double))
-        driver = machine.driver()
+        driver = machine.driver(XDG_RUNTIME_DIR=str(tmp_path))
         assert isinstance(driver, ResettingNvidiaDriver)
         yield driver
         driver.close()

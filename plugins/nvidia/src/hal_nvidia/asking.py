@@ -78,6 +78,7 @@ def _asking(
                     turn.answers[board.uuid] = work(board)
                 except Exception as error:  # a guard around the library: one GPU's failure is that GPU's
                     turn.errors[board.uuid] = error
+                    board.lost = board.lost or e.code_of(error) in e.LOST
                 if board.stuck is not None:
                     return  # this thread was given up while it hung; another has gone on
 

@@ -21,7 +21,7 @@ from hal.interfaces.deadline import Deadline
 from hal.interfaces.gpu_compute import Dim, MemoryInfo, Shape
 from hal_nvidia.cuda import Cuda, attach, ends_context, import_cupy, translated
 from hal_nvidia.management import GpuManagement
-from hal_nvidia.namespace import DeviceNamespace
+from hal_nvidia.namespace import DeviceNamespace, NoNamespace
 from hal_nvidia.sharing import Sharing
 from hal_nvidia.streams import CudaBuffer, CudaStream, wait_for
 
@@ -271,8 +271,15 @@ class NvidiaGpu(GpuManagement):
 
     @property
     def xp(self) -> Any:
-        """CuPy; where CUDA shows this process several devices, CuPy on this one."""
-        self.enter_work("xp")
+        """CuPy; where CUDA shows this process several devices, CuPy on this one.
+
+        Where it cannot compute (no CuPy, say), everything that is asked of what this gives raises ``Unsupported``: to
+        look at a handle's verbs, as ``isinstance(handle, Gpu)`` does, must not fail.
+        """
+        try:
+            self.enter_work("xp")
+        except Unsupported as why:
+            return NoNamespace(why)
         if self._namespace is None:
             cuda = self.cuda
             self._namespace = cuda.cupy if cuda.only else DeviceNamespace(cuda.cupy, cuda.runtime, cuda.number)

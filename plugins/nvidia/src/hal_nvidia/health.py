@@ -1,7 +1,8 @@
 """What a reading says about a GPU's health: conditions with evidence, and what is latched until a repair.
 
-The driver's own recommendation (field ``GPU_RECOVERY_ACTION``) is a condition of its own. XIDs come from the event set;
-those that need a reset stay until this driver has reset the GPU, others for :data:`XID_SECONDS`.
+The driver's own recommendation (field ``GPU_RECOVERY_ACTION``) is a condition of its own where no other condition asks
+for the same. XIDs come from the event set; those that need a reset stay until this driver has reset the GPU, others for
+:data:`XID_SECONDS`.
 """
 
 from __future__ import annotations
@@ -40,19 +41,6 @@ def judge(board: Board, found: s.Reading, now: float) -> list[Condition]:
     """Return the conditions that hold on a GPU that answers."""
     conditions: list[Condition] = []
     _memory(board, found, now, conditions)
-    action = found.get(s.RECOVERY_ACTION)
-    if isinstance(action, int) and action:
-        conditions.append(
-            _condition(
-                board,
-                "RecoveryAction",
-                _SEVERITY.get(action, Severity.CRITICAL),
-                f"the driver recommends: {_RECOVERY_WORDS.get(action, f'action {action}')}",
-                now,
-                RECOVERY.get(action, Action.RESET),
-                radius=_RADIUS.get(action, Radius.DEVICE),
-            )
-        )
     _links(board, found, now, conditions)
     reasons = found.get("reasons")
     if isinstance(reasons, int):
@@ -67,6 +55,20 @@ def judge(board: Board, found: s.Reading, now: float) -> list[Condition]:
     if any(isinstance(value, Exception) and e.code_of(value) == e.RESET_REQUIRED for value in found.values()):
         text = "NVML answers that the GPU must be reset"
         conditions.append(_condition(board, "ResetRequired", Severity.CRITICAL, text, now, Action.RESET))
+    action = found.get(s.RECOVERY_ACTION)
+    explained = {condition.action for condition in conditions}
+    if isinstance(action, int) and action and RECOVERY.get(action) not in explained:
+        conditions.append(
+            _condition(
+                board,
+                "RecoveryAction",
+                _SEVERITY.get(action, Severity.CRITICAL),
+                f"the driver recommends: {_RECOVERY_WORDS.get(action, f'action {action}')}",
+                now,
+                RECOVERY.get(action, Action.RESET),
+                radius=_RADIUS.get(action, Radius.DEVICE),
+            )
+        )
     return conditions
 
 

@@ -1,4 +1,4 @@
-"""CuPy as the array namespace of one device among several that a process sees.
+"""CuPy as the array namespace of one device among several that a process sees, and what stands there without CuPy.
 
 CuPy makes arrays on the device that is current in the thread. Where CUDA shows only one, CuPy itself is the namespace;
 where it shows several, functions found here make theirs current first.
@@ -8,7 +8,22 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
+
+from hal.errors import Unsupported
+
+
+class NoNamespace:
+    """The namespace of a device on which this process cannot compute: whatever is asked of it says why."""
+
+    def __init__(self, why: Unsupported) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise self._why
+
+    def __repr__(self) -> str:
+        return f"<no array namespace: {self._why.message}>"
 
 
 class DeviceNamespace:
