@@ -18,7 +18,7 @@ from tests.bench.rows import Row
 PERSIST_LIMIT = 1.2
 COPY_LIMIT = 0.9
 COPY_BYTES = 64 << 20
-_NUMBER, _ROUNDS, _COPY_ROUNDS = 500, 400, 15
+_NUMBER, _ROUNDS, _COPY_ROUNDS = 500, 400, 30
 _FORCED = "a file in tmpfs with PMEM_IS_PMEM_FORCE=1, best of interleaved rounds"
 
 
@@ -112,7 +112,7 @@ def _copy(mapping: Any) -> Row:
     import numpy as np
 
     source = np.random.default_rng(1).integers(0, 256, COPY_BYTES, dtype=np.uint8)
-    target = np.zeros(COPY_BYTES, dtype=np.uint8)
+    target = mapping.array()[:COPY_BYTES]
     mapping.memcpy_persist(0, source)
 
     def copy() -> None:
@@ -126,7 +126,7 @@ def _copy(mapping: Any) -> Row:
     return Row(
         name="pmem: copy and persist 64 MiB",
         measured=f"{COPY_BYTES / took / 1e9:.1f} GB/s",
-        peer=f"numpy's memcpy: {COPY_BYTES / peer / 1e9:.1f} GB/s",
+        peer=f"numpy's memcpy to the same place, not durable: {COPY_BYTES / peer / 1e9:.1f} GB/s",
         ratio=peer / took,
         goal=f"at least {COPY_LIMIT} of memcpy",
         met=peer / took >= COPY_LIMIT,

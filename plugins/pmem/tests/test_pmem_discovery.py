@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from hal.model.health import Action, Health, Severity
 from hal.model.inventory import merge
 from hal.model.kind import Kind
 from hal_mocks.faults import FaultType
+from hal_mocks.machine import open_machine
 from hal_mocks.pmem import MockPmemDriver
 from hal_mocks.sysfs import host_roots
 from hal_pmem.driver import PmemDriver
+from hal_pmem.events import watch
 
 KINDS = (Kind.PMEM, Kind.MEMORY)
 
@@ -35,10 +38,39 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_STATE_HOME": str(tmp_path / "state"), "PATH": "/nonexistent"}
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], HostRoot]:
+    """The trees of machines that no test breaks for good: each is rendered once."""
+    known: dict[str, HostRoot] = {}
+
+    def render(profile: str) -> HostRoot:
+        if profile not in known:
+            state = tmp_path_factory.mktemp("machine") / "state"
+            (known[profile],) = host_roots({"HAL_MACHINE": f"{profile}?state={state}"})
+        return known[profile]
+
+    return render
+
+
 @pytest.fixture
-def root(hal_machine) -> HostRoot:
-    (found,) = host_roots(os.environ)
-    return found
+def root(rendered) -> HostRoot:
+    return rendered("optane-server")
+
+
+@pytest.fixture
+def edit(root: HostRoot) -> Iterator[Callable[[str, str], None]]:
+    """Change attributes of the tree for the time of a test."""
+    before: dict[Path, str] = {}
+
+    def write(name: str, text: str) -> None:
+        path = Path(os.path.realpath(root.path("sys", "bus/nd/devices"))) / name
+        path = Path(os.path.realpath(path.parent)) / path.name
+        before.setdefault(path, path.read_text())
+        path.write_text(text)
+
+    yield write
+    for path, text in before.items():
+        path.write_text(text)
 
 
 @pytest.fixture
@@ -54,21 +86,13 @@ def region_named(driver: PmemDriver, name: str):
     return next(device for device in driver.discover(soon()).devices if device.name == name)
 
 
-def sysfs(root: HostRoot, *parts: str) -> Path:
-    return Path(os.path.realpath(root.path("sys", *parts)))
-
-
 # --- the same as everybody else sees
 
 
-@pytest.mark.parametrize(
-    "profile",
-    [
-        pytest.param("optane-server", marks=pytest.mark.hal_machine("optane-server")),
-        pytest.param("cxl-server", marks=pytest.mark.hal_machine("cxl-server")),
-    ],
-)
-def test_ids_and_attributes_are_those_of_the_other_faces(profile, driver, root, hal_machine):
+@pytest.mark.parametrize("profile", ["optane-server", "cxl-server"])
+def test_ids_and_attributes_are_those_of_the_other_faces(profile, rendered, environ, tmp_path):
+    root = rendered(profile)
+    driver = PmemDriver([root], environ)
     ours = {device.id: device for device in driver.discover(soon()).devices}
     kernels = [one for one in discover_host(root).devices if one.kind in KINDS and "/memory/" not in one.id]
     assert set(ours) == {device.id for device in kernels}
@@ -79,7 +103,7 @@ def test_ids_and_attributes_are_those_of_the_other_faces(profile, driver, root, 
         )  # fmt: skip
         for name, attribute in device.attributes.items():
             assert mine.attributes[name] == attribute or not attribute.known, (device.id, name)
-    for device in MockPmemDriver(hal_machine).describe():
+    for device in MockPmemDriver(open_machine({"HAL_MACHINE": f"{profile}?state={tmp_path}/mock"})).describe():
         mine = ours.get(device.id) or next(one for one in ours.values() if one.name.endswith(device.name))
         for name in ("set_cookie", "size_bytes", "persistence_domain", "persistent", "mode", "read_only", "serial"):
             theirs = device.value(name)
@@ -87,7 +111,6 @@ def test_ids_and_attributes_are_those_of_the_other_faces(profile, driver, root, 
                 assert mine.value(name) == theirs, (device.id, name)
 
 
-@pytest.mark.hal_machine("optane-server")
 def test_merged_with_the_kernels_view_nothing_is_doubled(driver, root):
     kernels = discover_host(root).devices
     united = merge([(0, kernels), (20, driver.discover(soon()).devices)])
@@ -95,16 +118,15 @@ def test_merged_with_the_kernels_view_nothing_is_doubled(driver, root):
     assert {device.driver for device in united.of_kind(Kind.PMEM)} == {"pmem"}
 
 
-@pytest.mark.hal_machine("cxl-server")
-def test_volatile_memory_is_never_called_persistent(driver):
+def test_volatile_memory_is_never_called_persistent(rendered, environ):
+    driver = PmemDriver([rendered("cxl-server")], environ)
     volatile = next(one for one in regions(driver) if one.value("persistence_domain") == "none")
     assert volatile.value("persistent") is False
     assert volatile.value("persistence") == "none"
 
 
-@pytest.mark.hal_machine("hostile")
-def test_a_hostile_tree_costs_nothing_but_what_it_spoils(driver):
-    discovery = driver.discover(soon())
+def test_a_hostile_tree_costs_nothing_but_what_it_spoils(rendered, environ):
+    discovery = PmemDriver([rendered("hostile")], environ).discover(soon())
     assert all(device.driver == "pmem" for device in discovery.devices)
     assert len({device.id for device in discovery.devices}) == len(discovery.devices)
 
@@ -112,7 +134,6 @@ def test_a_hostile_tree_costs_nothing_but_what_it_spoils(driver):
 # --- a tree can be looked at
 
 
-@pytest.mark.hal_machine("optane-server")
 def test_a_recorded_region_is_not_opened_and_the_hint_says_where(driver):
     device = regions(driver)[0]
     assert not device.allocatable
@@ -130,7 +151,6 @@ def test_a_recorded_region_is_not_opened_and_the_hint_says_where(driver):
         driver.sample(["pmem-none"], soon())
 
 
-@pytest.mark.hal_machine("optane-server")
 def test_region_files_belong_to_the_running_machine_and_to_no_tree(root, environ, tmp_path):
     environ["HAL_PMEM_FILES"] = f"{tmp_path}/a.pmem=4M"
     found = PmemDriver([root], environ).discover(soon())
@@ -143,7 +163,9 @@ def test_region_files_belong_to_the_running_machine_and_to_no_tree(root, environ
 
 
 @pytest.mark.hal_machine("optane-server")
-def test_faults_become_conditions_with_evidence_and_heal(driver, hal_fault):
+def test_faults_become_conditions_and_events_and_heal(hal_machine, hal_fault, environ):
+    (root,) = host_roots(os.environ)
+    driver = PmemDriver([root], environ)
     region, other = regions(driver)
     assert region.health is Health.HEALTHY
     hal_fault(region.name, FaultType.BAD_BLOCK, offset=4096, length=512)
@@ -156,11 +178,28 @@ def test_faults_become_conditions_with_evidence_and_heal(driver, hal_fault):
     hal_fault.heal()
     assert not driver.sample([region.id], soon())
 
+    looks = 0
 
-@pytest.mark.hal_machine("optane-server")
-def test_flags_of_a_module_are_conditions_of_it_and_of_its_region(driver, root):
-    (sysfs(root, "bus/nd/devices/nmem0") / "nfit" / "flags").write_text("save_fail smart_event unheard_of\n")
-    (sysfs(root, "bus/nd/devices/nmem1") / "nfit" / "flags").write_text("save_fail\n")
+    def look(deadline: Deadline):
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            hal_fault(region.name, FaultType.BAD_BLOCK, offset=0, length=512)
+        return driver._look(deadline)
+
+    first = next(watch([root], look, soon(), every=0.01))
+    assert (first.type, first.subject) == ("condition", region.id)
+    assert "BadBlocks" in first.detail
+
+    hal_fault("nmem0", FaultType.FALLEN_OFF_BUS)
+    (gone,) = driver.sample([region.id], soon())
+    assert (gone.type, gone.severity) == ("NotEnumerated", Severity.FATAL)
+    assert not driver.sample([other.id], soon()), "one that is lost hides no other"
+
+
+def test_flags_of_a_module_are_conditions_of_it_and_of_its_region(driver, edit):
+    edit("nmem0/nfit/flags", "save_fail smart_event unheard_of\n")
+    edit("nmem1/nfit/flags", "save_fail\n")
     region = region_named(driver, "region0")
     found = {one.type: one for one in region.conditions}
     assert set(found) == {"FailedSave", "SmartEvent"}
@@ -172,12 +211,10 @@ def test_flags_of_a_module_are_conditions_of_it_and_of_its_region(driver, root):
     assert not region_named(driver, "region1").conditions
 
 
-@pytest.mark.hal_machine("optane-server")
-def test_a_dirty_shutdown_is_an_increase_that_outlives_the_process(driver, root, environ):
-    count = sysfs(root, "bus/nd/devices/nmem2") / "nfit" / "dirty_shutdown"
-    count.write_text("3\n")
+def test_a_dirty_shutdown_is_an_increase_that_outlives_the_process(driver, root, environ, edit):
+    edit("nmem2/nfit/dirty_shutdown", "3\n")
     assert not region_named(driver, "region0").conditions, "the first count seen is where it is reckoned from"
-    count.write_text("5\n")
+    edit("nmem2/nfit/dirty_shutdown", "5\n")
     for look in (driver, PmemDriver([root], environ)):
         (condition,) = region_named(look, "region0").conditions
         assert condition.type == "DirtyShutdown"
@@ -185,41 +222,11 @@ def test_a_dirty_shutdown_is_an_increase_that_outlives_the_process(driver, root,
         assert "from 3 to 5" in condition.evidence
 
 
-@pytest.mark.hal_machine("optane-server")
-def test_a_locked_module_locks_its_region(driver, root):
-    (sysfs(root, "bus/nd/devices/nmem0") / "security").write_text("locked\n")
+def test_a_locked_module_locks_its_region(driver, edit):
+    edit("nmem0/security", "locked\n")
     region = region_named(driver, "region0")
     assert region.value("locked") is True
     assert [one.type for one in region.conditions] == ["Locked"]
-
-
-@pytest.mark.hal_machine("optane-server")
-def test_a_region_that_went_is_said_to_be_gone(driver, hal_fault):
-    region = regions(driver)[0]
-    hal_fault("nmem0", FaultType.FALLEN_OFF_BUS)
-    (condition,) = driver.sample([region.id], soon())
-    assert condition.type == "NotEnumerated"
-    assert condition.severity is Severity.FATAL
-
-
-@pytest.mark.hal_machine("optane-server")
-def test_events_tell_of_what_no_uevent_tells(root, environ, hal_fault):
-    from hal_pmem.events import watch
-
-    driver = PmemDriver([root], environ)
-    looks = 0
-
-    def look(deadline: Deadline):
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            hal_fault("region0", FaultType.BAD_BLOCK, offset=0, length=512)
-        return driver._look(deadline)
-
-    events = watch([root], look, soon(), every=0.01)
-    first = next(events)
-    assert (first.type, first.subject) == ("condition", region_named(driver, "region0").id)
-    assert "BadBlocks" in first.detail
 
 
 # --- the tools, on the running machine
