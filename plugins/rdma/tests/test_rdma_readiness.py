@@ -73,8 +73,14 @@ def test_a_container_without_the_hosts_sysfs_is_told_so(tree: FakeTree) -> None:
     ],
 )
 def test_nics_without_a_way_to_their_data_can_be_looked_at(
-    tree: FakeTree, files: tuple[str, ...], mode: int, detail: str, remedy: str
+    tree: FakeTree,
+    files: tuple[str, ...],
+    mode: int,
+    detail: str,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(readiness, "why_no_binding", lambda: "")
     tree.rdma("mlx5_0", node_guid=GUID)
     if "sys" in files:
         tree.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_0")
@@ -85,6 +91,7 @@ def test_nics_without_a_way_to_their_data_can_be_looked_at(
     assert told.ready, "discovery is worth calling"
     assert detail in told.detail
     assert remedy in told.remedy
+    assert bool(told.detail) is bool(detail), "nothing in the way, nothing said"
 
 
 def test_a_device_file_that_may_not_be_opened_names_the_group(tree: FakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +102,17 @@ def test_a_device_file_that_may_not_be_opened_names_the_group(tree: FakeTree, mo
     why, mend = readiness.why_no_device_file(Here(node="n0", folder=tree.root), "mlx5_0")
     assert "uverbs0 may not be opened" in why
     assert "group rdma" in mend
+
+
+def test_nics_without_a_binding_name_the_package(tree: FakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.rdma("mlx5_0", node_guid=GUID)
+    tree.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_0")
+    tree.beside("dev/infiniband/uverbs0", "")
+    monkeypatch.setattr(readiness, "why_no_binding", lambda: "pyverbs is not installed")
+    told = judged(tree)
+    assert told.ready
+    assert "pyverbs is not installed" in told.detail
+    assert told.remedy.startswith("apt install python3-pyverbs")
 
 
 def test_the_verbs_file_of_another_device_is_not_taken(tree: FakeTree) -> None:

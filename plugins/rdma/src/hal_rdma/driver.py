@@ -14,13 +14,13 @@ from hal.host.tree import HostTree
 from hal.interfaces.deadline import Deadline
 from hal.model.health import Action, Condition, Severity
 from hal_rdma.counters import numbers, read_counters
-from hal_rdma.devlink import Reporter, ask_devlink, judge_reporters
 from hal_rdma.finding import DRIVER, Found, find_nics, is_still_there
 from hal_rdma.health import PortHistory, judge_history
 
 if TYPE_CHECKING:
     from hal.drivers.guard import Guard
     from hal.model.event import Event
+    from hal_rdma.devlink import Reporter
     from hal_rdma.handle import RdmaNic
     from hal_rdma.transport import Transport
 
@@ -72,6 +72,8 @@ class RdmaDriver:
 
     def sample(self, device_ids: Sequence[str], deadline: Deadline) -> Sequence[Condition]:
         """Return the conditions that hold now: of ports, of counters since earlier looks, of firmware reporters."""
+        from hal_rdma.devlink import judge_reporters
+
         before = dict(self._seen)
         now = {one.device.id: one for one in self._look(deadline)[0]}
         reporters = self._ask_firmware([now[one] for one in device_ids if one in now], deadline)
@@ -90,6 +92,8 @@ class RdmaDriver:
         return conditions
 
     def _ask_firmware(self, found: Sequence[Found], deadline: Deadline) -> dict[str, tuple[Reporter, ...]]:
+        from hal_rdma.devlink import ask_devlink
+
         live = any(one.host.root is None and one.device.location.pci_address for one in found)
         return ask_devlink(deadline) if live else {}
 

@@ -11,11 +11,13 @@ from hal.errors import DriverError
 from hal.host.tree import HostTree
 from hal_rdma.ports import RDMA
 from hal_rdma.transport import FORCED
+from hal_rdma.verbs.binding import why_no_binding
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SOFTWARE = "HAL_RDMA_SOFTWARE"
+_INSTALL = "apt install python3-pyverbs ibverbs-providers, or libucx0 for a NIC that UCX knows"
 
 
 def judge(hosts: Sequence[HostRoot], environ: Mapping[str, str]) -> Readiness:
@@ -82,11 +84,14 @@ def _adapters(host: HostRoot) -> int:
 
 def _data_path(host: HostRoot, environ: Mapping[str, str]) -> Readiness:
     """A machine with NICs is ready to be looked at, whatever the way to their data; that is told beside it."""
-    why = why_no_device_file(host)
+    why, remedy = why_no_device_file(host)
     if why:
-        return Readiness(cause=Cause.READY, detail=f"NICs can be looked at, not opened: {why[0]}", remedy=why[1])
+        return Readiness(cause=Cause.READY, detail=f"NICs can be looked at, not opened: {why}", remedy=remedy)
     if environ.get(FORCED):
         return Readiness(cause=Cause.READY, detail=f"{FORCED}={environ[FORCED]}")
+    why_no_verbs = why_no_binding()
+    if why_no_verbs:
+        return Readiness(cause=Cause.READY, detail=f"not by verbs: {why_no_verbs}", remedy=_INSTALL)
     return Readiness(cause=Cause.READY)
 
 
