@@ -1,4 +1,4 @@
-"""ucxx's asyncio endpoints between two processes: half of a round trip of 64 bytes. Run by an interpreter that has it."""
+"""ucxx's asyncio endpoints between two processes: half of a round trip of 64 B. Run by an interpreter with ucxx."""
 
 from __future__ import annotations
 

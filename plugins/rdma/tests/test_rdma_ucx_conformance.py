@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from hal.drivers.contract import HostRoot
 from hal.testing.kinds.rnic import RnicConformance
 from hal.testing.kinds.rnic_peer import DriverSpec
 from hal_rdma.driver import RdmaDriver
+
+LIBRARY = {name: os.environ[name] for name in ("HAL_RDMA_UCX",) if name in os.environ}
+"""Which library the whole run examines: one process can hold only one."""
 
 
 class _Examined(RnicConformance):
@@ -16,7 +21,7 @@ class _Examined(RnicConformance):
 
     @pytest.fixture
     def driver(self, tmp_path):
-        self.environ = {"HAL_RDMA_SOFTWARE": self.software, "XDG_RUNTIME_DIR": str(tmp_path)}
+        self.environ = {"HAL_RDMA_SOFTWARE": self.software, "XDG_RUNTIME_DIR": str(tmp_path)} | LIBRARY
         return RdmaDriver((HostRoot(node="here"),), self.environ)
 
     def peer_driver_spec(self, driver):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
-from hal_rdma.ucx.declarations import SEQ_CST
 from hal_rdma.ucx.operations import finished
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def quick_verbs(connection: UcxConnection, link: Link) -> dict[str, Callable[...
     get_done: Operation[None] = finished(device, "get")(None)
     flush_done: Operation[None] = finished(device, "flush")(None)
     counted: Any = finished(device, "fetch_add")
-    new = object.__new__
+    new: Any = object.__new__
     atomics = link.worker.library.atomics
     add: Any = None if atomics is None else atomics.fetch_add
     barrier = link.transport.barrier
@@ -72,12 +71,15 @@ def quick_verbs(connection: UcxConnection, link: Link) -> dict[str, Callable[...
     def fetch_add(remote_address: int, rkey: bytes, value: int, *, deadline: Deadline | None = None) -> Operation[int]:
         check()
         try:
-            base, last, pointer = words[rkey]
-            start = remote_address - base
-            if 0 <= start <= last and not remote_address & 7 and (deadline is None or not deadline.expired):
-                operation: Operation[int] = new(counted)
-                operation._result = add(pointer + start, value, SEQ_CST)  # noqa: SLF001 - of a class of ours
-                return operation
+            first, last, shift = words[rkey]
+            if (
+                first <= remote_address <= last
+                and not remote_address & 7
+                and (deadline is None or not deadline.expired)
+            ):
+                operation = new(counted)
+                operation._result = add(remote_address + shift, value, 5)  # noqa: SLF001 - of a class of ours; 5: SEQ_CST
+                return operation  # type: ignore[no-any-return]
         except (KeyError, TypeError, OverflowError):
             pass
         return add_long(remote_address, rkey, value, deadline=deadline)

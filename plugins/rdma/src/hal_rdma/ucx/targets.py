@@ -55,8 +55,10 @@ def unpack(key: Key, ep: Any, library: Library) -> tuple[int, Target | None]:
 class Targets:
     """The targets of one connection by the bytes of their key.
 
-    ``writes``, ``reads`` and ``words`` are for the verbs' short way: what is in there is mapped and allowed. A key that
-    dies is taken out of all of them, and its view is released, so that a copy that is about to begin fails instead.
+    ``writes``, ``reads`` and ``words`` are for the verbs' short way: what is in there is mapped and allowed. The first
+    two hold first address, length and view; the last the first and last address of a word, and what to add to one to
+    find it here. A key that dies is taken out of all of them, and its view is released, so that a copy that is about to
+    begin fails instead.
     """
 
     def __init__(self) -> None:
@@ -78,7 +80,7 @@ class Targets:
         if key.access & Access.REMOTE_READ:
             self.reads[sealed] = (key.address, key.length, target.view)
         if key.access & Access.REMOTE_ATOMIC and atomics:
-            self.words[sealed] = (key.address, key.length - 8, target.pointer)
+            self.words[sealed] = (key.address, key.address + key.length - 8, target.pointer - key.address)
 
     def forget(self, number: int) -> bool:
         """Put a region's keys away for good; True if one was UCX's work, which may be under way."""
