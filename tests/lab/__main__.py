@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.lab.needs import CHECKOUT, Missing, find_host
 from tests.lab.plan import Plan
 from tests.lab.report import Report
 
-_PASSED, _FAILED, _NOT_HERE = 0, 1, 2
+_PASSED, _FAILED, _NOT_HERE, _STOPPED = 0, 1, 2, 143
 
 
 def main() -> int:
@@ -28,6 +29,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.log"), *folder.glob("*.json"), *folder.glob("*.xml")):
         old.unlink()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
     report = Report()
     try:
         Plan(host, folder, report, record=options.record).run()

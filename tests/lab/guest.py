@@ -79,9 +79,8 @@ class Running:
         if self._done.get("error"):
             raise GuestError(f"{self._name}: {self._done['error']}")
         if self._done["late"]:
-            raise GuestError(
-                f"{self._name} was still running after {self._done['seconds']:.0f} s\n{self.out[-3000:]}{self.err[-3000:]}"
-            )
+            said = self.out[-3000:] + self.err[-3000:]
+            raise GuestError(f"{self._name} was still running after {self._done['seconds']:.0f} s\n{said}")
         return Ended(self._argv, self._done["exit"], self.out, self.err, self._done["seconds"])
 
     def stop(self) -> Ended:
@@ -108,7 +107,7 @@ class Running:
 class Guest:
     """The agent of one boot."""
 
-    def __init__(self, path: Path, environ: Mapping[str, str], folder: str, boot_timeout: float = 60.0) -> None:
+    def __init__(self, path: Path, environ: Mapping[str, str], folder: str, boot_timeout: float = 120.0) -> None:
         self.environ = dict(environ)
         self.folder = folder
         self._count = 0

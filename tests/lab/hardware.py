@@ -6,7 +6,7 @@ from pathlib import Path
 
 MIB = 1 << 20
 NVDIMM_NODES = (0, 1, 0)
-"""The NUMA node of each NVDIMM, and of the region of the same number that it alone makes up."""
+"""The NUMA node of each NVDIMM; each makes up a region, which the kernel numbers by its own order."""
 
 NODE_MIB = 640
 NVDIMM_BYTES = 256 * MIB

@@ -14,13 +14,13 @@ from tests.lab.needs import Host
 _PROBE_SECONDS = 60  # emulated: a probe that takes 30 ms on a machine takes some seconds here
 _LINK_NET = "10.99.0.1/24"
 _FAR_NET = "10.99.1.1/24"
-NEAR_LINK = "lab0"
-"""The dummy interface under ``rxe0``; ``rxe1`` is on the virtio NIC ``eth0``."""
+NEAR_LINK, FAULTY_LINK = "lab0", "eth0"
+"""The dummy interface under ``rxe0``, for programs; and the virtio NIC under ``rxe1``, whose link goes down."""
 
 
 @dataclass
 class Lab:
-    """One run. ``machine`` is the boot that is on; ``seen`` what its first probe showed; ``beside`` what runs meanwhile."""
+    """One boot. ``seen`` is what its first probe showed; ``beside`` runs while other checks do."""
 
     host: Host
     folder: Path
@@ -46,11 +46,11 @@ class Lab:
             ip link set lo up
             ip link add {NEAR_LINK} type dummy
             ip address add {_LINK_NET} dev {NEAR_LINK}
-            ip address add {_FAR_NET} dev eth0
+            ip address add {_FAR_NET} dev {FAULTY_LINK}
             ip link set {NEAR_LINK} up
-            ip link set eth0 up
+            ip link set {FAULTY_LINK} up
             rdma link add rxe0 type rxe netdev {NEAR_LINK}
-            rdma link add rxe1 type rxe netdev eth0
+            rdma link add rxe1 type rxe netdev {FAULTY_LINK}
             """,
             timeout=60,
         )

@@ -84,6 +84,8 @@ class Machine:
         ]
         first.write_bytes(initramfs.build(self.host.busybox, self.host.modules, last))
         command = [
+            # However we die, it dies with us.
+            "setpriv", "--pdeathsig", "KILL",
             self.host.qemu, "-accel", "tcg,thread=multi", "-nodefaults", "-display", "none", "-no-reboot",
             *hardware.arguments(self._images),
             "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",

@@ -110,7 +110,7 @@ def _newest_kernel() -> tuple[Path, str] | None:
 
 
 def _is_static(program: Path) -> bool:
-    """True for an ELF program without an interpreter: it runs where there are no libraries yet (ELF-64, ``PT_INTERP``)."""
+    """True for an ELF-64 program without an interpreter (``PT_INTERP``): it runs where there are no libraries yet."""
     with program.open("rb") as file:
         head = file.read(4096)
     start, size, count = int.from_bytes(head[32:40], "little"), head[54], int.from_bytes(head[56:58], "little")

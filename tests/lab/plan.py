@@ -65,24 +65,30 @@ class Plan:
 
     def _first(self, lab: Lab) -> None:
         check = self._report.check
+        check(partial(programs.start_verbs_tests, lab))  # the longest of all, on the second processor
         for case in sight.CASES:
             check(partial(case, lab))
         check(partial(recording.replays, lab))
-        check(partial(programs.start_verbs_tests, lab))
         for program in programs.programs():
             phase = "write" if programs.outlives_power(program) else ""
             check(programs.case(lab, program, phase), programs.title(program, phase))
-        check(partial(programs.verbs_tests, lab))
         if self._record:
-            check(lambda: _renew(lab, "lab"), "recording: the machine in use")
-        with faults.watching(lab) as watch:
-            for case in faults.BREAKING:
-                check(partial(case, lab, watch))
+            check(lambda: _renew(lab, "whole"), "recording: the machine in use")
+        self._break(lab)
+        check(partial(programs.verbs_tests, lab))
+
+    def _break(self, lab: Lab) -> None:
+        check = self._report.check
+        with faults.Watch(lab) as watch:
+            if not check(watch.begin):
+                return
+            for break_it in faults.BREAKING:
+                check(partial(break_it, lab, watch))
             check(partial(faults.health, lab))
             if self._record:
-                check(lambda: _renew(lab, "lab-broken"), "recording: the broken machine")
-            for case in faults.MENDING:
-                check(partial(case, lab, watch))
+                check(lambda: _renew(lab, "broken"), "recording: the broken machine")
+            for mend in faults.MENDING:
+                check(partial(mend, lab, watch))
 
     def _second(self, lab: Lab) -> None:
         for program in programs.programs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ class Qmp:
                     raise QmpError(f"no QEMU at {path}: {error}") from error
                 time.sleep(0.01)
 
-    def execute(self, command: str, timeout: float = 10.0, **arguments: object) -> Any:
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 10.0) -> Any:
         """Run a command and return its result."""
         self._end = time.monotonic() + timeout
         request: dict[str, object] = {"execute": command}
         if arguments:
-            request["arguments"] = arguments
+            request["arguments"] = dict(arguments)
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while True:
             answer = self._next()
@@ -54,7 +55,7 @@ class Qmp:
 
     def monitor(self, line: str) -> str:
         """Run a line of the human monitor, for what QMP has no command; what it says is an error."""
-        said = str(self.execute("human-monitor-command", **{"command-line": line})).strip()
+        said = str(self.execute("human-monitor-command", {"command-line": line})).strip()
         if said and not said.startswith("OK"):
             raise QmpError(f"{line}: {said}")
         return said
