@@ -159,11 +159,15 @@ class Machine:
         self.show()
 
     def show(self) -> None:
-        """Let the fake NVML libraries that are in use see what has changed; a machine that has none gets none."""
+        """Let the fake vendor libraries that are in use see what has changed; a machine that has none gets none."""
         if (self.state.folder / "nvml").is_dir():
             from hal_mocks.nvml.staging import sync
 
             sync(self)
+        if (self.state.folder / "upmem-sim").is_dir():
+            from hal_mocks.upmem_sim.staging import sync as sync_ranks
+
+            sync_ranks(self)
 
     def _next_fault_id(self, faults: tuple[Fault, ...]) -> int:
         # Never used twice, not even after healing: who has acted upon a fault knows it by its id.

@@ -18,12 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE, end="")
+        sys.stdout.write(_USAGE)
         return 0 if words else 2
     try:
         return _run(words)
     except HalError as error:
-        print(f"hal-dpucc: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"hal-dpucc: error: {error}\n")
         return 1
 
 
@@ -31,18 +31,16 @@ def _run(words: list[str]) -> int:
     if words[0] == "--library":
         from hal_mocks.upmem_sim.toolchain import libdpu
 
-        print(libdpu())
+        sys.stdout.write(f"{libdpu()}\n")
     elif words[0] == "--sdk":
         from hal_mocks.upmem_sim.sdk import make_sdk
 
         if len(words) != 2:
-            print(_USAGE, end="", file=sys.stderr)
+            sys.stderr.write(_USAGE)
             return 2
-        print(make_sdk(words[1]))
+        sys.stdout.write(f"{make_sdk(words[1])}\n")
     else:
         from hal_mocks.upmem_sim.compiler import compile_program
 
-        made = compile_program(words)
-        if "-E" in words and "-o" not in words:
-            print(made.read_text(), end="")
+        compile_program(words)
     return 0

@@ -36,7 +36,7 @@ def compile_program(arguments: Sequence[str]) -> Path:
     with tempfile.TemporaryDirectory(prefix="hal-dpucc-") as scratch:
         folder = Path(scratch)
         if options.preprocess_only:
-            return _preprocess_only(compiler, options, folder)
+            return _preprocess_only(compiler, options)
         objects = _objects(compiler, options, folder)
         if options.compile_only:
             if len(options.inputs) != 1:
@@ -116,8 +116,8 @@ def compile_source(compiler: str, source: Path, target: Path, flags: Sequence[st
     return size
 
 
-def _preprocess_only(compiler: str, options: Options, folder: Path) -> Path:
-    target = folder / "preprocessed.i" if options.output == Path("a.out") else options.output
+def _preprocess_only(compiler: str, options: Options) -> Path:
+    target = options.output
     flags = (*options.flags, *_chip_flags(options))
     own = toolchain.freestanding_flags(compiler)
     run((compiler, *toolchain.PREPROCESS_FLAGS, *own, *flags, "-E", str(options.inputs[0]), "-o", str(target)))
@@ -162,7 +162,7 @@ def _check_memories(options: Options, program: Elf) -> None:
 
 def run(command: Sequence[str], during: str = "compile") -> None:
     """Run a tool; raises ``DriverError`` with what it said if it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if ended.returncode:
         said = ended.stderr.strip() or f"exit {ended.returncode}"
         raise DriverError(f"the compiler refused:\n{said}", during=during)

@@ -78,7 +78,7 @@ def read_options(arguments: Sequence[str]) -> Options:
         output = inputs[0].with_suffix(".o").name
     return Options(
         inputs=tuple(inputs),
-        output=Path(output or "a.out"),
+        output=Path(output or ("/dev/stdout" if "-E" in arguments else "a.out")),
         compile_only=compile_only,
         preprocess_only="-E" in arguments,
         flags=tuple(flags),

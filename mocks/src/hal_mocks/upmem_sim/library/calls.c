@@ -2,6 +2,7 @@
  * the rest. The instructions that a call takes besides the program's own are estimates. */
 #include "worker.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define CALL(name) call_##name
@@ -165,11 +166,23 @@ mram_offset(uint32_t address, uint32_t bytes, const char *call)
     return at;
 }
 
+/* The hardware drops the lower three bits of both addresses without a word; whoever relies on it says so. */
+static bool
+as_hardware(void)
+{
+    const char *text = getenv("HAL_UPMEM_ALIGNMENT");
+    return text != NULL && strcmp(text, "hardware") == 0;
+}
+
 static void
 transfer(enum want want, uint32_t mram, uint32_t wram, uint32_t bytes, const char *call)
 {
     if (bytes == 0 || bytes > DMA_MOST_BYTES || bytes % 8 != 0) {
         fault_here("%s of %u bytes: a DMA transfer has 8 to %u bytes, a multiple of 8", call, bytes, DMA_MOST_BYTES);
+    }
+    if (((mram | wram) & 7) != 0 && as_hardware()) {
+        mram &= ~7u;
+        wram &= ~7u;
     }
     uint32_t offset = mram_offset(mram, bytes, call);
     if (offset % 8 != 0) {
