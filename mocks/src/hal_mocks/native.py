@@ -15,8 +15,11 @@ from hal.errors import DriverError, NotReady
 FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC")
 """What everything is compiled with; a flag of the caller comes later and prevails.
 
-No warning stops it: a compiler newer than ours must not keep a user from a stand-in. Our tests compile with all of them.
+No warning stops it: a compiler newer than ours must not keep a user from a stand-in. Our tests stop at any.
 """
+
+_SONAME = "-Wl,-soname,"
+"""A library with its name in it is found by that name once a process has loaded it from wherever it is."""
 
 _INSTALL = "apt install gcc libc6-dev, or name a compiler in CC"
 
@@ -74,7 +77,7 @@ def _key(compiler: Path, sources: Iterable[Path], flags: Iterable[str]) -> str:
     # The compiler's own file stands for its version: asking it takes longer than all the rest of a warm start.
     real = compiler.resolve()
     state = real.stat()
-    digest = hashlib.sha256(repr((str(real), state.st_size, state.st_mtime_ns, FLAGS, tuple(flags))).encode())
+    digest = hashlib.sha256(repr((str(real), state.st_size, state.st_mtime_ns, FLAGS, _SONAME, tuple(flags))).encode())
     for source in sources:
         digest.update(f"\0{source.name}\0".encode())
         digest.update(source.read_bytes())
@@ -82,7 +85,7 @@ def _key(compiler: Path, sources: Iterable[Path], flags: Iterable[str]) -> str:
 
 
 def _compile(compiler: Path, name: str, target: Path, sources: Iterable[Path], flags: Iterable[str]) -> None:
-    shared = ("-shared",) if ".so" in name else ()
+    shared = ("-shared", _SONAME + name) if ".so" in name else ()
     libraries = tuple(flag for flag in flags if flag.startswith("-l"))
     command = (
         str(compiler),

@@ -64,12 +64,21 @@ def add_nvme(files: Files, nvme: Nvme, index: int, numa: int, paths: dict[str, s
     files.link(f"{block}/device", path)
 
 
+def _is_network(host: Host, address: str) -> bool:
+    function = host.function(address)
+    return function is not None and function.class_code.startswith("02")
+
+
 def add_dpu(files: Files, dpu: Dpu, host: Host, paths: dict[str, str]) -> None:
     """Add what the host sees of a card: vital product data, and the RShim files if it is let near them."""
     data = vital_product_data(dpu.generation, dpu.psid, dpu.serial)
     for address in dpu.pci:
         if address in paths:
             files.file(f"{paths[address]}/vpd", data)
+    ports = [address for address in dpu.pci if _is_network(host, address)]
+    for index, address in enumerate(ports):  # the card's virtual functions, shared among its ports
+        most = dpu.max_vfs // len(ports) + (index < dpu.max_vfs % len(ports))
+        files.files(paths[address], {"sriov_totalvfs": most, "sriov_numvfs": 0})
     if not dpu.rshim or not dpu.pci or dpu.pci[-1] not in paths:
         return
     folder = f"dev/{dpu.rshim}"

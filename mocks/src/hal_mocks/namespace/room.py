@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 
 import msgspec
@@ -13,6 +14,7 @@ from hal_mocks.namespace.system import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    CLONE_NEWUTS,
     MS_REC,
     MS_SLAVE,
     bind,
@@ -29,11 +31,14 @@ _RUN, _UDEV = "/run", "/run/udev"
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """A place to go into. ``root`` is the folder that stands for ``/``; ``nodes`` are further files of ``/dev``.
 
+    ``hostname`` is what the machine calls itself; empty: as outside.
+
     ``own_network`` is false where the network of outside is kept; there are no hot-plug events then. ``as_root`` shows
     the user to itself as root.
     """
 
     root: str
+    hostname: str = ""
     nodes: tuple[str, ...] = ()
     own_network: bool = True
     as_root: bool = False
@@ -48,7 +53,7 @@ def enter(room: Room) -> int:
     and has all capabilities inside until the next exec. Raises ``NotReady`` where namespaces are forbidden.
     """
     user, group = os.geteuid(), os.getegid()
-    flags = CLONE_NEWNS | (CLONE_NEWNET if room.own_network else 0)
+    flags = CLONE_NEWNS | CLONE_NEWUTS | (CLONE_NEWNET if room.own_network else 0)
     try:
         if may_mount() and not (room.as_root and user):
             unshare(flags)
@@ -58,6 +63,8 @@ def enter(room: Room) -> int:
             _map_ids(*((0, 0) if room.as_root else (user, group)), user, group)
         mount("none", "/", None, MS_REC | MS_SLAVE)
         show(room)
+        if room.hostname:
+            socket.sethostname(room.hostname)
     except OSError as error:
         raise refusal(error) from error
     if room.own_network:

@@ -36,6 +36,7 @@ _FIXED = {
 }
 StandIn = Callable[[Machine, str], Mapping[str, str]]
 _OTHERS = ("HAL_MACHINE", "HAL_SYSFS_ROOT", INSIDE)
+_LONGEST_HOSTNAME = 64
 _PATHS = "LD_LIBRARY_PATH"
 
 
@@ -88,7 +89,8 @@ def stage_machine(machine: Machine, name: str, host: str | None, room: Room) -> 
 
     chosen = choose_host(machine, host)
     render(machine)
-    room = msgspec.structs.replace(room, root=str(host_folder(machine.state.folder, chosen.name).absolute()))
+    root = str(host_folder(machine.state.folder, chosen.name).absolute())
+    room = msgspec.structs.replace(room, root=root, hostname=chosen.name[:_LONGEST_HOSTNAME])
     variables = {**_FIXED, INSIDE: name}
     theirs = os.environ.get(_PATHS, "").split(":")
     folders: list[str] = []

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWNET = 0x4000_0000
 """Flags of unshare(2) and setns(2)."""
