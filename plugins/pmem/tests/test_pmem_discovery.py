@@ -318,8 +318,14 @@ def test_health_flags_of_cxl_memory_are_conditions(hal_namespace, tools, environ
         'print(\'[{"memdevs": [{"memdev": "mem2", "health": {"hw_replacement_needed": true, "media_normal": false,'
         ' "media_data_lost": true, "life_used_percent": 12, "dirty_shutdowns": 2, "temperature": 30}}]}]\')',
     )
+    fake_tool(
+        tools, "daxctl", 'print(\'[{"id": 0, "devices": [{"chardev": "dax0.0", "mode": "system-ram"}, 7]}, null]\')'
+    )
     devices, _, _ = hal_namespace.run(lambda: look(environ))
     named = {device.name: device for device in devices}
+    assert named["cxl-region0"].value("mode") == "system-ram"
+    assert not named["cxl-region0"].allocatable, "the kernel has taken it as its own"
+    assert named["region1"].allocatable
     assert {one.type for one in named["mem2"].conditions} == {"DataLost", "ReplacementNeeded", "HealthState"}
     assert named["mem2"].value("dirty_shutdown_count") == 2
     assert named["mem2"].value("life_used_percent") == 12

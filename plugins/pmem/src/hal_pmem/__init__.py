@@ -25,10 +25,10 @@ def hal_drivers() -> Iterable[DriverFactory]:
         kinds=(Kind.PMEM, Kind.MEMORY),
         create=_create,
         matches=(
+            Match(kind=Kind.PMEM, environment="HAL_PMEM_FILES", model="region in a file"),
             Match(kind=Kind.PMEM, subsystem="bus/nd/devices", model="persistent memory"),
             Match(kind=Kind.PMEM, subsystem="bus/dax/devices", model="DAX device"),
             Match(kind=Kind.PMEM, pci_class="0502", model="CXL memory device"),
-            Match(kind=Kind.PMEM, environment="HAL_PMEM_FILES", model="region in a file"),
         ),
         priority=20,
     )

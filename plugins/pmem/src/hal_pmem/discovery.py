@@ -20,7 +20,7 @@ from hal.model.device import Device, Location, alias
 from hal.model.health import Condition
 from hal.model.kind import Kind
 from hal_pmem.baseline import Baseline
-from hal_pmem.enrichment import HEALTH_NAMES, module_facts, why_silent
+from hal_pmem.enrichment import HEALTH_NAMES, dax_modes, module_facts, why_silent
 from hal_pmem.file_setup import VARIABLE, find_files
 from hal_pmem.files import GRANULE_BYTES, LINE_BYTES, FileRegion
 from hal_pmem.health import judge_module, judge_region, merged
@@ -97,6 +97,7 @@ def _add_machine(
         for device in scan.devices
         if device.kind is Kind.MEMORY
     }
+    taken = _system_memory(tree.sys, answers)
     now = time.time()
     for device in scan.devices:
         if device.kind is Kind.MEMORY:
@@ -104,7 +105,7 @@ def _add_machine(
             conditions = merged(judge_module(device.id, device.name, module.attributes, now))
             look.devices.append(msgspec.structs.replace(module, conditions=conditions))
         else:
-            look.devices.append(_region(device, modules, tree.sys, live=live, now=now))
+            look.devices.append(_region(device, modules, tree.sys, taken, live=live, now=now))
 
 
 def _tools_for(tree: Tree) -> tuple[str, ...]:
@@ -154,6 +155,14 @@ def _words(attribute: Attribute) -> tuple[str, ...]:
     return tuple(str(word) for word in attribute.value) if isinstance(attribute.value, tuple) else ()
 
 
+def _system_memory(tree: Tree, answers: Mapping[str, Answer]) -> frozenset[str]:
+    """Return the DAX devices that the kernel uses as its own memory: nobody can be given those."""
+    told = dax_modes(answers)
+    names = tree.names("bus/dax/devices")
+    by_driver = {name for name in names if tree.link(f"bus/dax/devices/{name}/driver") == "kmem"}
+    return frozenset(by_driver | {name for name, mode in told.items() if mode == "system-ram"})
+
+
 def _bad_blocks(device: Device, tree: Tree) -> Attribute:
     """Return how many sectors are bad: of the region's list, or of its block devices' if those know of more."""
     facts = device.attributes
@@ -168,7 +177,15 @@ def _bad_blocks(device: Device, tree: Tree) -> Attribute:
     return own
 
 
-def _region(device: Device, modules: Mapping[str, Device], tree: Tree, *, live: bool, now: float) -> Device:
+def _region(
+    device: Device,
+    modules: Mapping[str, Device],
+    tree: Tree,
+    taken: frozenset[str],
+    *,
+    live: bool,
+    now: float,
+) -> Device:
     facts = dict(device.attributes)
     domain = facts.get("persistence_domain")
     if domain is None:
@@ -178,7 +195,8 @@ def _region(device: Device, modules: Mapping[str, Device], tree: Tree, *, live: 
     facts["bad_blocks"] = _bad_blocks(device, tree)
     facts["line_bytes"] = known(LINE_BYTES, "libpmem")
     facts["granule_bytes"] = known(SECTOR_BYTES, "sysfs:badblocks")
-    facts.setdefault("media", absent(Absence.NOT_REPORTED, "sysfs"))
+    for name in ("media", "mode", "size_bytes"):
+        facts.setdefault(name, absent(Absence.NOT_REPORTED, "sysfs"))
     named = facts.get("dimms")
     ids = named.value if named is not None and isinstance(named.value, tuple) else ()
     own = [modules[str(one)] for one in ids if str(one) in modules]
@@ -188,6 +206,8 @@ def _region(device: Device, modules: Mapping[str, Device], tree: Tree, *, live: 
     mode = facts.get("mode")
     dax = alias(device, "dax") is not None or (mode is not None and mode.value == "devdax")
     facts["persistence"] = _persistence(domain, dax)
+    if alias(device, "dax") in taken:
+        facts["mode"] = known("system-ram", "sysfs:driver")
     mapped = {module.name: module.attributes for module in own}
     usable = alias(device, "nd") is not None or alias(device, "dax") is not None
     conditions: tuple[Condition, ...] = judge_region(device.id, facts, mapped, now)
@@ -196,7 +216,7 @@ def _region(device: Device, modules: Mapping[str, Device], tree: Tree, *, live: 
         driver=NAME,
         attributes=facts,
         conditions=conditions,
-        allocatable=live and usable and facts["size_bytes"].known,
+        allocatable=live and usable and facts["size_bytes"].known and facts["mode"].value != "system-ram",
     )
 
 

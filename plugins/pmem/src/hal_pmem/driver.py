@@ -24,6 +24,7 @@ from hal_pmem.kernel import KernelRegion
 from hal_pmem.tools import Tools
 
 _SCRUB_SECONDS = 3600.0
+_REMEDY = f"set {VARIABLE}=/path/of/region.pmem=256M for a region in a file"
 
 
 class PmemDriver:
@@ -56,9 +57,11 @@ class PmemDriver:
                     continue
         if any(host.path("sys", "bus", "nd").is_dir() for host in self._hosts):
             detail = "libnvdimm is loaded and shows no NVDIMM, and there is no DAX or CXL memory"
-            return Readiness(cause=Cause.NO_HARDWARE, detail=detail, remedy=_remedy())
+            return Readiness(cause=Cause.NO_HARDWARE, detail=detail, remedy=_REMEDY)
         detail = "no libnvdimm, DAX or CXL bus in /sys: no persistent memory, or its modules are not loaded"
-        return Readiness(cause=Cause.NO_DRIVER, detail=detail, remedy=f"modprobe nfit nd_pmem device_dax; {_remedy()}")
+        return Readiness(
+            cause=Cause.NO_DRIVER, detail=detail, remedy=f"modprobe -a nfit nd_pmem device_dax; or {_REMEDY}"
+        )
 
     def discover(self, deadline: Deadline) -> Discovery:
         """Return regions, modules and region files, with their conditions."""
@@ -178,7 +181,7 @@ class PmemDriver:
                 hint="claim the region that its bytes belong to: kind pmem",
             )
         return Unsupported(
-            "this region can be looked at and not used: a machine was recorded, or it has no size or no device node",
+            "this region can be looked at and not used: it was recorded, is system memory, or has no size",
             device=device.id,
             during=step,
             hint="open it on the machine that it was recorded on, without HAL_SYSFS_ROOT",
@@ -203,7 +206,3 @@ class PmemDriver:
 
 def _not_found(device_id: str, step: str) -> DeviceNotFound:
     return DeviceNotFound("no persistent memory of that id", device=device_id, during=step, hint="hal-probe list")
-
-
-def _remedy() -> str:
-    return f"or set {VARIABLE}=/path/of/region.pmem=256M for a region in a file"

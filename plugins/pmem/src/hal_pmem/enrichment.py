@@ -56,6 +56,17 @@ def module_facts(answers: Mapping[str, Answer]) -> dict[str, Facts]:
     return found
 
 
+def dax_modes(answers: Mapping[str, Answer]) -> dict[str, str]:
+    """Return how each DAX device is used, by its name: ``devdax``, or ``system-ram`` once the kernel has taken it."""
+    found: dict[str, str] = {}
+    for one in answers.get("daxctl", ([], ""))[0]:
+        inner = one.get("devices")
+        for device in inner if isinstance(inner, list) else [one]:
+            if isinstance(device, dict) and device.get("mode") in ("devdax", "system-ram"):
+                found[str(device.get("chardev"))] = str(device["mode"])
+    return found
+
+
 def why_silent(answers: Mapping[str, Answer], tool: str) -> Attribute:
     """Return the attribute that stands where a tool told nothing."""
     why = answers.get(tool, ([], f"{tool} was not asked"))[1]

@@ -397,6 +397,9 @@ def _user_of(space: Space) -> str:
     where = "" if space.is_dax else mounted_at(space.node)
     if where:
         return f"mounted at {where}"
-    if locks.is_held(space.node, 0, space.usable_bytes):
-        return "mapped by a process"
+    try:
+        if locks.is_held(space.node, 0, space.usable_bytes):
+            return "mapped by a process"
+    except PermissionError:
+        pass  # who may not open it has not mapped it; /proc tells of this user's other processes
     return mapped_by(space.node)

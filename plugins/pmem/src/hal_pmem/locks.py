@@ -17,20 +17,20 @@ _FLOCK = struct.Struct("@hhqqi0q")  # struct flock: type, whence, start, length,
 
 
 def hold(descriptor: int, offset: int, length: int) -> None:
-    """Mark a range as used while the description is open. Raises ``BlockingIOError`` if it is being changed."""
-    _lock(descriptor, fcntl.F_RDLCK, offset, length)
+    """Mark a range as used for as long as the description is open. Raises ``OSError``."""
+    asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, length, 0)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, asked)
 
 
 def is_held(path: str, offset: int, length: int) -> bool:
-    """True if anybody uses a byte of a range of a file. Raises ``OSError`` if the file cannot be opened for writing."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """True if anybody uses a byte of a range of a file. Asks, and locks nothing. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _lock(descriptor, fcntl.F_WRLCK, offset, length)
-    except BlockingIOError:
-        return True
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
+        found: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
+        return found != fcntl.F_UNLCK
     finally:
         os.close(descriptor)
-    return False
 
 
 @contextmanager
@@ -41,8 +41,3 @@ def exclusive(descriptor: int, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _lock(descriptor: int, kind: int, offset: int, length: int) -> None:
-    asked = _FLOCK.pack(kind, os.SEEK_SET, offset, length, 0)
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, asked)
