@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
-from hal.interfaces.gpu import Ancestor
+from hal.interfaces.gpu import Ancestor, Partition
 from hal_mocks.gpu_boards import LEAST_POWER_SHARE
 from hal_mocks.gpu_describe import Place, ancestor
 from hal_mocks.gpu_measure import PCIE_GTS
@@ -175,6 +176,12 @@ def instance_id(profile: MigProfile, start: int) -> int:
     """Return a GPU instance's id: of its place alone, as that of two instances is never the same."""
     size = profile.memory_slices
     return {8: 0, 4: 1 + start // 4, 2: 3 + start // 2, 1: 7 + start}.get(size, 16 + 8 * size + start)
+
+
+def instance_ids(partitions: Iterable[Partition], gpu: Gpu) -> dict[str, int]:
+    """Return the ids of the GPU instances in which partitions lie."""
+    profiles = {profile.name: profile for profile in gpu.mig}
+    return {part.id: instance_id(profiles[part.profile], part.start) for part in partitions}
 
 
 def _uuids(gpu: Gpu, profile: str, start: int) -> bytes:

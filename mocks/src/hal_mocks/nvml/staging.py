@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -10,17 +11,21 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from hal.errors import UsageError
+from hal_mocks.faults import Fault
 from hal_mocks.gpu_boards import GpuBoards
 from hal_mocks.gpu_contexts import BUSY_NS
 from hal_mocks.gpu_describe import Place
 from hal_mocks.gpu_store import FRESH
 from hal_mocks.machine import Machine
 from hal_mocks.native import build
+from hal_mocks.nvml.boards import instance_ids
 from hal_mocks.nvml.files import StateFile, make_state, next_place, nvidia_gpus, state_path, write_clock
 from hal_mocks.nvml.layout import LIBRARY
 from hal_mocks.nvml.managed import write_record
-from hal_mocks.nvml.timeline import Course, copy_events, energy_told, write_timeline
+from hal_mocks.nvml.timeline import Course, copy_events, covered_until, energy_told, write_timeline
 
 NAME = "libnvidia-ml.so.1"
 STATE = "HAL_MOCK_NVML_STATE"
@@ -96,31 +101,34 @@ def _sync(machine: Machine, path: Path, places: list[Place], afresh: bool = Fals
         boards.contexts(place.gpu.uuid)
     with machine.state.locked("nvml.lock"):
         write_clock(state.header, machine)
-        now = machine.clock.now()
         for gpu, place in zip(state.gpus, places, strict=True):
-            uuid = place.gpu.uuid
-            record = boards.store.record(uuid)
-            instances = {
-                partition.id: gpu.profiles[profile].places[where].instance_id
-                for partition in record.partitions
-                for profile, each in enumerate(place.gpu.mig)
-                if each.name == partition.profile
-                for where in (each.placements.index(partition.start),)
-            }
-            course = Course(
-                place=place,
-                faults=tuple(fault for fault in faults if fault.device == uuid or fault.device in instances),
-                record=record,
-                thermal=boards.thermal(uuid),
-                limit_watts=boards.power_limit(uuid).watts,
-                busy_ns=boards.contexts(uuid).counter(BUSY_NS),
-                now=now,
-            )
-            with next_place(gpu, "timelines") as (fresh, old):
-                ctypes.memset(ctypes.addressof(fresh), 0, ctypes.sizeof(fresh))
-                if not afresh:
-                    copy_events(fresh, old)
-                write_timeline(fresh, course, instances, 0.0 if afresh else energy_told(old, now))
+            _sync_gpu(boards, gpu, place, faults, afresh)
+
+
+def _sync_gpu(boards: GpuBoards, gpu: Any, place: Place, faults: tuple[Fault, ...], afresh: bool) -> None:
+    uuid = place.gpu.uuid
+    now = boards.machine.clock.now()
+    record = boards.store.record(uuid)
+    instances = instance_ids(record.partitions, place.gpu)
+    mine = tuple(fault for fault in faults if fault.device == uuid or fault.device in instances)
+    limit_watts = boards.power_limit(uuid).watts
+    busy_ns = boards.contexts(uuid).counter(BUSY_NS)
+    surroundings = boards.store.thermal(uuid, lambda before: before)
+    follows = (mine, record, limit_watts, busy_ns, surroundings.load, surroundings.inlet_celsius)
+    course_digest = int.from_bytes(hashlib.blake2b(msgspec.json.encode(follows), digest_size=8).digest(), "little")
+    if not afresh and gpu.course == course_digest and now < covered_until(_held(gpu)):
+        return
+    course = Course(place, mine, record, boards.thermal(uuid), limit_watts, busy_ns, now)
+    with next_place(gpu, "timelines") as (fresh, old):
+        ctypes.memset(ctypes.addressof(fresh), 0, ctypes.sizeof(fresh))
+        if not afresh:
+            copy_events(fresh, old)
+        write_timeline(fresh, course, instances, 0.0 if afresh else energy_told(old, now))
+    gpu.course = course_digest
+
+
+def _held(gpu: Any) -> Any:
+    return gpu.timelines[gpu.timeline_generation & 1]
 
 
 def start_afresh(machine: Machine) -> None:

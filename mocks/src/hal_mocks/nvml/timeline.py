@@ -19,7 +19,7 @@ from hal_mocks.gpu_describe import Place
 from hal_mocks.gpu_health import all_conditions, loses_device, recovery_action, xid_of
 from hal_mocks.gpu_measure import measured, replays_per_second
 from hal_mocks.gpu_store import Record, absorb, leaves_traces
-from hal_mocks.gpu_thermal import Thermal, advance
+from hal_mocks.gpu_thermal import STEP_SECONDS, Thermal, advance, power_of
 from hal_mocks.nvml.boards import generation_of
 from hal_mocks.nvml.layout import number, struct
 
@@ -42,8 +42,11 @@ RECOVERY = {
 
 _XID_EVENT, _DOUBLE_BIT_EVENT = 8, 2
 _NOBODY = 0xFFFFFFFF
-_LOOKS = (*range(5, 65, 5), *range(75, 181, 15), 210, 240, 300, 420, 600, 900, 1200)
-"""When the model is worked out ahead, in seconds: often while heat changes quickly, until it has settled."""
+_LOOKS = 240
+"""How many of the model's steps are worked out ahead, at most: 20 minutes."""
+
+_STRAIGHT_CELSIUS = 0.25
+_SETTLED_CELSIUS = 0.005
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -61,31 +64,37 @@ class Course(msgspec.Struct, frozen=True):
 def write_timeline(timeline: Any, course: Course, instances: Mapping[str, int], least_joules: float) -> None:
     """Fill in what comes: ``least_joules`` is the energy told last, below which the counter must not fall."""
     own = tuple(fault for fault in course.faults if fault.device == course.place.gpu.uuid)
-    changes = sorted(_changes(own, course.now))
-    times = _times(course, changes)
-    thermal, moment, lift, phase = course.thermal, None, 0.0, -1
-    for at, time in enumerate(times):
+    changes = sorted(set(_changes(own, course.now)))
+    points = _points(course, own, changes)
+    lift = max(0.0, least_joules - points[0][1].energy_joules)
+    moment = None
+    for at, (time, thermal) in enumerate(points):
         active = tuple(fault for fault in own if fault.active(time))
-        thermal = advance(thermal, time, course.limit_watts, course.busy_ns, replays_per_second(active))
-        told = _told(course, active, thermal, time)
-        passed = sum(change <= time for change in changes)
-        fresh = struct("hal_moment")() if moment is None or passed != phase else _copy(moment)
-        if moment is None or passed != phase:
-            phase = passed
+        fresh = struct("hal_moment")() if moment is None or time in changes else _copy(moment)
+        if moment is None or time in changes:
             _write_facts(fresh, course, active, time)
+        told = _told(course, active, _standing(course, thermal), time)
         _write_told(fresh, told, active, course.limit_watts)
-        fresh.at = time
-        if moment is None:
-            lift = max(0.0, least_joules - fresh.energy_joules)
-        fresh.energy_joules += lift
+        fresh.at, fresh.energy_joules, fresh.replays = time, thermal.energy_joules + lift, thermal.replays
+        fresh.joules_per_second = _number(told, "power_watts")
+        if at + 1 < len(points):
+            later, after = points[at + 1]
+            fresh.joules_per_second = (after.energy_joules - thermal.energy_joules) / (later - time)
         timeline.at[at], timeline.moments[at] = time, fresh
         moment = fresh
-    timeline.moment_count = len(times)
+    timeline.moment_count = len(points)
     _write_events(timeline, course, instances)
 
 
 def _copy(moment: Any) -> Any:
     return type(moment).from_buffer_copy(moment)
+
+
+def _standing(course: Course, thermal: Thermal) -> Thermal:
+    """Return a state as the model will tell it from then on: busy as it is said to be, not as it was until then."""
+    load = min(1.0, thermal.load)
+    watts = power_of(load, thermal.slowed, course.limit_watts)
+    return msgspec.structs.replace(thermal, utilization=load, power_watts=watts)
 
 
 def _changes(faults: Sequence[Fault], now: float) -> Iterator[float]:
@@ -98,14 +107,53 @@ def _changes(faults: Sequence[Fault], now: float) -> Iterator[float]:
             change = steady.next_change(change)
 
 
-def _times(course: Course, changes: Sequence[float]) -> list[float]:
-    """Return the times to write: of all changes the first, between them as many looks as there is room for."""
+def _points(course: Course, own: Sequence[Fault], changes: Sequence[float]) -> list[tuple[float, Thermal]]:
+    """Return when what is told changes its course, and how the model stands then.
+
+    That is when a fault begins or ends, when heat makes the GPU slow down or lets it recover, and as often between as
+    straight lines need to follow the temperature. The last point holds for ever after.
+    """
     most = number("HAL_MOMENTS")
-    chosen = {course.now, *changes[: most - 1]}
-    looks = [course.now + seconds for seconds in _LOOKS]
-    # After a change of load, heat changes quickly again; what a fault does to it is little.
-    chosen.update(looks[: most - len(chosen)])
-    return sorted(chosen)
+    coming = list(changes[: most - 1])
+    thermal, last = course.thermal, course.now
+    kept, passed = [(last, thermal)], [(last, thermal)]
+    looks = iter([course.now + STEP_SECONDS * look for look in range(1, _LOOKS + 1)])
+    look = next(looks, None)
+    while coming or look is not None:
+        change = bool(coming) and (look is None or coming[0] <= look)
+        time = coming.pop(0) if change else look
+        if not change or time == look:
+            look = next(looks, None)
+        if time is None or time <= last:
+            continue
+        active = tuple(fault for fault in own if fault.active(last))
+        following = advance(thermal, time, course.limit_watts, course.busy_ns, replays_per_second(active))
+        bent = not change and _bends(kept[-1], passed[len(passed) // 2], (time, following))
+        if len(kept) + len(coming) + 1 < most:
+            if bent and passed[-1][0] > kept[-1][0]:
+                kept.append(passed[-1])
+                passed = []
+            if change or following.slowed != thermal.slowed:
+                kept.append((time, following))
+                passed = []
+        elif change:
+            kept.append((time, following))
+        settled = abs(following.temperature_celsius - thermal.temperature_celsius) < _SETTLED_CELSIUS
+        if settled and following.slowed == thermal.slowed and not change:
+            look = None
+        thermal, last = following, time
+        passed.append((last, thermal))
+    if last > kept[-1][0] and len(kept) < most:
+        kept.append((last, thermal))
+    return kept
+
+
+def _bends(first: tuple[float, Thermal], middle: tuple[float, Thermal], end: tuple[float, Thermal]) -> bool:
+    """True if a straight line from first to end would pass the temperature in the middle by too much."""
+    share = (middle[0] - first[0]) / (end[0] - first[0])
+    rise = end[1].temperature_celsius - first[1].temperature_celsius
+    straight = first[1].temperature_celsius + share * rise
+    return abs(straight - middle[1].temperature_celsius) > _STRAIGHT_CELSIUS
 
 
 def _told(course: Course, active: tuple[Fault, ...], thermal: Thermal, now: float) -> dict[str, Attribute]:
@@ -137,10 +185,7 @@ def _number(told: Mapping[str, Attribute], name: str) -> float:
 
 def _write_told(moment: Any, told: Mapping[str, Attribute], active: Sequence[Fault], limit_watts: float) -> None:
     moment.temperature = _number(told, "temperature_celsius")
-    moment.power_watts = _number(told, "power_watts")
-    moment.power_share = moment.power_watts / limit_watts
-    moment.energy_joules = _number(told, "energy_joules")
-    moment.replays = _number(told, "pcie_replays")
+    moment.power_share = _number(told, "power_watts") / limit_watts
     moment.replays_per_second = replays_per_second(active)
     reasons = told["clock_event_reasons"].value
     moment.reasons = sum(REASONS.get(str(reason), 0) for reason in reasons) if isinstance(reasons, tuple) else 0
@@ -205,7 +250,12 @@ def energy_told(timeline: Any, now: float) -> float:
     held = [moment for moment in timeline.moments[: timeline.moment_count] if moment.at <= now]
     if not held:
         return 0.0
-    return float(held[-1].energy_joules + held[-1].power_watts * (now - held[-1].at))
+    return float(held[-1].energy_joules + held[-1].joules_per_second * (now - held[-1].at))
+
+
+def covered_until(timeline: Any) -> float:
+    """Return until when a timeline has been worked out."""
+    return float(timeline.at[timeline.moment_count - 1]) if timeline.moment_count else 0.0
 
 
 def copy_events(target: Any, source: Any) -> None:

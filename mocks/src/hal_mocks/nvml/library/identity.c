@@ -225,8 +225,20 @@ EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) {
-    return nvmlDeviceGetPciInfo_v3(device, pci);
+EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_v2_t *pci) {
+    nvmlPciInfo_t whole;
+    if (pci == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = nvmlDeviceGetPciInfo_v3(device, &whole);
+    if (result == NVML_SUCCESS) memcpy(pci, &whole, offsetof(nvmlPciInfo_v2_t, reserved));
+    return result;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_v1_t *pci) {
+    nvmlPciInfo_t whole;
+    if (pci == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = nvmlDeviceGetPciInfo_v3(device, &whole);
+    if (result == NVML_SUCCESS) memcpy(pci, &whole, sizeof *pci);
+    return result;
 }
 
 #if HAL_DRIVER >= 535

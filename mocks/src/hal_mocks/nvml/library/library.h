@@ -17,7 +17,7 @@
 
 struct traffic {
     double at;
-    uint64_t bytes;
+    uint64_t count;
 };
 
 /* A handle: a whole GPU, or the MIG device of one compute instance (slot and compute; whole GPUs have slot -1). */
@@ -29,8 +29,9 @@ struct device {
     /* The page of its contexts, mapped when it is first needed. */
     const volatile uint64_t *contexts;
     char contexts_of[96];
-    /* What had been sent and received over PCIe when this program asked last. */
+    /* What had been sent and received over PCIe, and computed, when this program asked last. */
     struct traffic traffic[2];
+    struct traffic computing;
 };
 
 struct instance {

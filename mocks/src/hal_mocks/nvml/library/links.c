@@ -82,7 +82,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, unsigned co
     if (rate == NULL || counter > 1) return NVML_ERROR_INVALID_ARGUMENT;
     struct traffic *before = &device->traffic[counter], now = {sight.now, context_counter(device, counter == 0 ? TO_HOST : TO_DEVICE)};
     double span = now.at - before->at;
-    *rate = before->at > 0 && span > 0 ? (unsigned)((double)(now.bytes - before->bytes) / span / 1024) : 0;
+    *rate = before->at > 0 && span > 0 ? (unsigned)((double)(now.count - before->count) / span / 1024) : 0;
     *before = now;
     return NVML_SUCCESS;
 }

@@ -63,12 +63,27 @@ static nvmlReturn_t see_load(nvmlDevice_t device, struct sight *sight) {
     return managed.mig ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
 }
 
+/* The share of time that mock programs have computed since this program asked last; 0 the first time. */
+static unsigned computing_percent(struct sight *sight) {
+    struct traffic *before = &sight->device->computing, now = {sight->now, context_counter(sight->device, 0)};
+    double span = now.at - before->at;
+    if (before->at <= 0 || span <= 0) {
+        if (before->at <= 0) *before = now;
+        return 0;
+    }
+    unsigned percent = (unsigned)((double)(now.count - before->count) * 1e-7 / span + 0.5);
+    *before = now;
+    return percent;
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization) {
     struct sight sight;
     nvmlReturn_t result = see_load(device, &sight);
     if (result != NVML_SUCCESS) return result;
     if (utilization == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    *utilization = (nvmlUtilization_t){sight.moment.utilization, sight.moment.utilization / 2};
+    unsigned busy = sight.moment.utilization + computing_percent(&sight);
+    if (busy > 100) busy = 100;
+    *utilization = (nvmlUtilization_t){busy, busy / 2};
     return NVML_SUCCESS;
 }
 

@@ -41,6 +41,16 @@ typedef struct {
 } nvmlPciInfo_t;
 
 typedef struct {
+    char busId[16];
+    unsigned domain, bus, device, pciDeviceId;
+} nvmlPciInfo_v1_t;
+
+typedef struct {
+    char busId[16];
+    unsigned domain, bus, device, pciDeviceId, pciSubSystemId, reserved[4];
+} nvmlPciInfo_v2_t;
+
+typedef struct {
     unsigned version, domain, bus, device, pciDeviceId, pciSubSystemId, baseClass, subClass;
     char busId[32];
 } nvmlPciInfoExt_v1_t;
@@ -111,6 +121,18 @@ typedef struct {
     unsigned long long usedGpuMemory;
     unsigned gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
+
+typedef struct {
+    unsigned pid;
+    unsigned long long usedGpuMemory;
+    unsigned gpuInstanceId, computeInstanceId;
+    unsigned long long usedGpuCcProtectedMemory;
+} nvmlProcessDetail_v1_t;
+
+typedef struct {
+    unsigned version, mode, numProcArrayEntries;
+    nvmlProcessDetail_v1_t *procArray;
+} nvmlProcessDetailList_v1_t;
 
 typedef union {
     double dVal;

@@ -3,18 +3,6 @@
 
 enum { MOST_PROCESSES = 512 };
 
-typedef struct {
-    unsigned pid;
-    unsigned long long usedGpuMemory;
-    unsigned gpuInstanceId, computeInstanceId;
-    unsigned long long usedGpuCcProtectedMemory;
-} nvmlProcessDetail_v1_t;
-
-typedef struct {
-    unsigned version, mode, numProcArrayEntries;
-    nvmlProcessDetail_v1_t *procArray;
-} nvmlProcessDetailList_v1_t;
-
 static unsigned add_from(struct device *device, const char *id, unsigned instance, unsigned compute, nvmlProcessInfo_t *found, unsigned count) {
     const volatile uint64_t *page = contexts_of(device, id);
     if (page == NULL) return count;

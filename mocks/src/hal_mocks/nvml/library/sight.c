@@ -41,7 +41,7 @@ static void take_moment(struct sight *sight) {
         sight->moment = timeline->moments[chosen];
         double since = sight->now - sight->moment.at;
         if (since > 0) {
-            sight->moment.energy_joules += sight->moment.power_watts * since;
+            sight->moment.energy_joules += sight->moment.joules_per_second * since;
             sight->moment.replays += sight->moment.replays_per_second * since;
             if (chosen + 1 < count) {
                 const struct hal_moment *next = &timeline->moments[chosen + 1];
@@ -135,6 +135,7 @@ static void count_change(void) {
 
 void end_change(struct hal_gpu *gpu, const struct hal_managed *draft, int lock, bool commit) {
     if (commit) {
+        count_change(); /* before it, too: should we be killed in between, the others look again */
         uint64_t generation = generation_of(&gpu->managed_generation);
         gpu->managed[(generation + 1) & 1] = *draft;
         atomic_store_explicit((_Atomic uint64_t *)&gpu->managed_generation, generation + 1, memory_order_release);

@@ -87,7 +87,7 @@ struct hal_moment {
     double at;
     double temperature;
     double power_share;
-    double power_watts;
+    double joules_per_second;
     double energy_joules;
     double replays;
     double replays_per_second;
@@ -169,6 +169,7 @@ struct hal_managed {
     struct hal_instance instances[HAL_INSTANCES];
 };
 
+/* course is a digest of all that the timeline follows of: while it is the same, there is nothing to write. */
 struct hal_gpu {
     char name[96];
     char uuid[96];
@@ -219,6 +220,7 @@ struct hal_gpu {
     uint32_t profile_count;
     struct hal_link links[HAL_LINKS];
     struct hal_profile profiles[HAL_PROFILES];
+    uint64_t course;
     uint64_t timeline_generation;
     uint64_t managed_generation;
     struct hal_timeline timelines[2];
