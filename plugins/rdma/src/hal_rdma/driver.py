@@ -209,6 +209,16 @@ class RdmaDriver:
             )
 
 
+def driver_with_verbs(hosts: Sequence[HostRoot], environ: Mapping[str, str] | None = None) -> RdmaDriver:
+    """Return a driver whose library is loaded before the first device is opened: for processes that start under a
+    deadline, on machines where loading it takes seconds. Raises ``NotReady`` where there is none.
+    """
+    from hal_rdma.verbs.binding import load_verbs
+
+    load_verbs()
+    return RdmaDriver(hosts, environ)
+
+
 def _lost(device_id: str) -> Condition:
     now = time.time()
     return Condition(
