@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hal.host.identity import BLUEFIELD, is_bluefield
 from hal.host.missing import Missing
-from hal.host.pci import Function
+from hal.host.pci import Function, address_on
 from hal.host.pcie import vpd_field
 from hal.host.scan import Scan, word
 from hal.model.attributes import Absence, Attribute
@@ -85,7 +85,7 @@ def add_cards(scan: Scan, cards: list[Card]) -> None:
     for number, card in enumerate(cards):
         free = [one for one in card.functions if one.address not in scan.taken]
         main = free[-1] if free else card.functions[0]
-        rshim = _rshim_of(card, rshims, alone=len(cards) == 1)
+        rshim = _rshim_of(scan, card, rshims, alone=len(cards) == 1)
         facts = scan.facts(main)
         facts["serial"] = card.serial_attribute
         generation = card.generation
@@ -139,9 +139,13 @@ def _find_rshims(scan: Scan) -> dict[str, dict[str, str] | Missing]:
     return found
 
 
-def _rshim_of(card: Card, rshims: dict[str, dict[str, str] | Missing], *, alone: bool) -> str | None:
-    """Join a card with its rshim by the PCI address in ``misc``, or because there is one of each."""
+def _rshim_of(scan: Scan, card: Card, rshims: dict[str, dict[str, str] | Missing], *, alone: bool) -> str | None:
+    """Join a card with its rshim by the PCI address in sysfs or in ``misc``, or because there is one of each."""
+    addresses = {function.address for function in card.functions}
     for name, fields in rshims.items():
+        place = scan.tree.resolve(f"class/rshim/{name}")
+        if place is not None and address_on(place) in addresses:
+            return name
         if isinstance(fields, dict):
             where = fields.get("DEV_NAME", "").partition("-")[2]
             if any(where == function.address for function in card.functions):
