@@ -9,6 +9,7 @@ import pytest
 from hal.drivers.contract import Cause, Context, DriverFactory, Grant, HostRoot, Reports
 from hal.drivers.guard import OpenGuard
 from hal.errors import DeviceGone, DeviceNotFound, Unsupported
+from hal.host.bluefield import find_cards
 from hal.host.driver import SysfsDriver
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import LinkLayer, PhysicalState, PortState
@@ -210,6 +211,19 @@ def test_soft_roce_has_no_counters_and_that_is_no_zero(tree: FakeTree, tmp_path:
     (device,) = found(driver_of(tree, tmp_path))
     assert device.value("counters") is None
     assert device.allocatable
+
+
+@pytest.mark.hal_machine("bluefield-host")
+def test_a_cards_serial_number_is_read_once(hal_machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hal_rdma.finding as finding
+
+    reads: list[object] = []
+    monkeypatch.setattr(finding, "find_cards", lambda scan: reads.append(scan) or find_cards(scan))
+    driver = RdmaDriver(render(hal_machine), {})
+    looks = [found(driver) for _ in range(3)]
+    assert [[device.parent for device in look] for look in looks] == [[device.parent for device in looks[0]]] * 3
+    assert looks[0][0].parent is not None
+    assert len(reads) == 1
 
 
 def test_ports_of_a_device_that_is_not_there_are_none(tree: FakeTree) -> None:

@@ -14,7 +14,7 @@ from hal.host.tree import HostTree
 from hal.interfaces.deadline import Deadline
 from hal.model.health import Action, Condition, Severity
 from hal_rdma.counters import numbers, read_counters
-from hal_rdma.finding import DRIVER, Found, find_nics, is_still_there
+from hal_rdma.finding import DRIVER, Cards, Found, find_nics, is_still_there
 from hal_rdma.health import PortHistory, judge_history
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class RdmaDriver:
         self._hosts = tuple(hosts)
         self._environ = dict(os.environ if environ is None else environ)
         self._fences = Fences(fence_folder(self._environ))
+        self._cards = Cards()
         self._seen: dict[str, Found] = {}
         self._histories: dict[tuple[str, int], PortHistory] = {}
 
@@ -51,7 +52,7 @@ class RdmaDriver:
         return Discovery(devices=tuple(one.device for one in found), problems=tuple(problems))
 
     def _look(self, deadline: Deadline) -> tuple[list[Found], list[Problem]]:
-        found, problems = find_nics(self._hosts, deadline)
+        found, problems = find_nics(self._hosts, deadline, self._cards)
         here = self._here
         if here is not None and self._environ.get(_SOFTWARE, "").strip():
             from hal_rdma.software import software_devices

@@ -11,6 +11,7 @@ import msgspec
 from hal.drivers.contract import HostRoot, Problem
 from hal.errors import DriverError
 from hal.host.bluefield import find_cards
+from hal.host.identity import is_bluefield
 from hal.host.network import find_interfaces, find_rnics
 from hal.host.scan import Scan
 from hal.host.tree import HostTree
@@ -55,23 +56,47 @@ def is_still_there(found: Found) -> bool:
         return False
 
 
-def find_nics(hosts: Iterable[HostRoot], deadline: Deadline) -> tuple[list[Found], list[Problem]]:
+class Cards:
+    """Whose parts NICs are. A BlueField's serial number takes tens of milliseconds to read, so it is read once, until
+    the functions of the machine's cards are others.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[frozenset[str], dict[str, str]]] = {}
+
+    def tell(self, scan: Scan) -> None:
+        """Give a scan the cards by slot."""
+        functions = frozenset(one.address for one in scan.functions.values() if is_bluefield(one.vendor, one.device))
+        if not functions:
+            return
+        before, parents = self._known.get(scan.node, (frozenset(), {}))
+        if before == functions:
+            scan.parents.update(parents)
+        else:
+            find_cards(scan)
+            self._known[scan.node] = functions, dict(scan.parents)
+
+
+def find_nics(
+    hosts: Iterable[HostRoot], deadline: Deadline, cards: Cards | None = None
+) -> tuple[list[Found], list[Problem]]:
     """Return the RDMA NICs of some machines; a machine that cannot be looked into is a problem and hides no other."""
+    cards = cards or Cards()
     found: list[Found] = []
     problems: list[Problem] = []
     for root in hosts:
         try:
             with HostTree(root.root) as host:
                 if host.sys.names(RDMA):
-                    found += _find(host, root, deadline, problems)
+                    found += _find(host, root, deadline, cards, problems)
         except DriverError as error:
             problems.append(Problem(source=root.node, step="discover", detail=error.message, hint=error.hint or ""))
     return found, problems
 
 
-def _find(host: HostTree, root: HostRoot, deadline: Deadline, problems: list[Problem]) -> list[Found]:
+def _find(host: HostTree, root: HostRoot, deadline: Deadline, cards: Cards, problems: list[Problem]) -> list[Found]:
     scan = Scan(host, root.node, root.rack, deadline=deadline)
-    find_cards(scan)  # for the parents of a card's NICs
+    cards.tell(scan)
     find_rnics(scan, find_interfaces(scan))
     # What is wrong with other functions of the machine is host discovery's to say; what ran out of time is ours, too.
     problems += [msgspec.structs.replace(one, source=DRIVER) for one in scan.problems if one.fatal]
