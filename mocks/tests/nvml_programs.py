@@ -15,8 +15,11 @@ import ctypes, json, sys
 import pynvml as n
 scope = {"n": n, "ctypes": ctypes}
 exec('''
+handles = {}
 def gpu(index=0):
-    return n.nvmlDeviceGetHandleByIndex(index)
+    handle = n.nvmlDeviceGetHandleByIndex(index)
+    handles[address(handle)] = index
+    return handle
 def address(handle):
     return ctypes.cast(handle, ctypes.c_void_p).value
 def error(call, *arguments):
@@ -36,14 +39,11 @@ def wait(events, milliseconds):
         event = n.nvmlEventSetWait_v2(events, milliseconds)
     except n.NVMLError_Timeout:
         return None
-    return [handles[address(event.device)], event.eventType, event.eventData, event.gpuInstanceId, event.computeInstanceId]
+    whose = handles[address(event.device)]
+    return [whose, event.eventType, event.eventData, event.gpuInstanceId, event.computeInstanceId]
 ''', scope)
 if "--no-init" not in sys.argv:
     n.nvmlInit()
-    scope["handles"] = {}
-    for index in range(n.nvmlDeviceGetCount()):
-        if not scope["error"](scope["gpu"], index):
-            scope["handles"][scope["address"](scope["gpu"](index))] = index
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     code = json.loads(line)

@@ -328,10 +328,9 @@ def test_both_sides_lay_out_the_state_file_alike() -> None:
     assert library.hal_mock_header_bytes() == ctypes.sizeof(struct("hal_header"))
 
 
-@pytest.mark.parametrize("driver", [nvml.DRIVERS[0], nvml.DRIVERS[-1]])
-def test_the_sources_compile_without_a_warning(driver: int, tmp_path: Path) -> None:
+def test_the_sources_compile_without_a_warning(tmp_path: Path) -> None:
     sources = [str(path) for path in sorted(LIBRARY.glob("*.c"))]
-    strict = ("-Wall", "-Wextra", "-Werror", "-shared", f"-DHAL_DRIVER={driver}", "-o", str(tmp_path / "strict.so"))
+    strict = ("-Wall", "-Wextra", "-Werror", "-shared", "-o", str(tmp_path / "strict.so"))
     subprocess.run(["cc", *FLAGS, *strict, *sources], check=True)
 
 
