@@ -281,6 +281,13 @@ def test_what_ndctl_knows_of_health_is_told(hal_namespace, tools, environ):
     assert not problems
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 BROKEN_TOOLS = {
     "print('not json at all')": Absence.MALFORMED,
     "import sys; sys.stdout.buffer.write(bytes(range(256)) * 100)": Absence.MALFORMED,
@@ -288,7 +295,7 @@ BROKEN_TOOLS = {
     "import sys; sys.exit('ndctl: failed to open: Permission denied')": Absence.PERMISSION,
     "import sys; sys.exit(3)": Absence.ERROR,
     "import time; time.sleep(600)": Absence.TIMEOUT,
-    "import os, time; os.fork(); time.sleep(600)": Absence.TIMEOUT,
+    "import os, time; os.fork(); open(f'{__file__}.{os.getpid()}', 'w'); time.sleep(600)": Absence.TIMEOUT,
 }
 
 
@@ -308,6 +315,12 @@ def test_a_tool_that_fails_costs_attributes_and_no_device(hal_namespace, tools, 
         assert seconds < 60, "nobody waits for a tool that sleeps"
         assert all(not problem.fatal for problem in problems)
         assert any("ndctl" in problem.source for problem in problems), code
+    pids = [int(path.suffix[1:]) for path in tools.glob("ndctl.*")]
+    assert pids, "the last one said who it is"
+    limit = soon()
+    while any(is_running(pid) for pid in pids):
+        assert not limit.expired, "a tool that hangs is killed with all it started"
+        time.sleep(0.01)
 
 
 @pytest.mark.hal_machine("cxl-server")

@@ -43,7 +43,7 @@ from hal_pmem.poison import SECTOR_BYTES, BadBlockList, parse_badblocks
 from hal_pmem.spaces import Space, dax_space, line, number, region_spaces
 from hal_pmem.telemetry import region_telemetry
 from hal_pmem.tools import Tools
-from hal_pmem.users import mapped_by
+from hal_pmem.users import user_of
 
 _T = TypeVar("_T")
 _CLEAR_SECONDS = 60.0
@@ -175,13 +175,13 @@ class KernelRegion:
     def user_of(self, namespace: Namespace) -> str:
         """Return who uses a namespace: a mapping of ours, any process's mapping, or a mount."""
         space = next((one for one in self.spaces("look") if one.namespace.name == namespace.name), None)
-        return "" if space is None or not space.node else self._do("look", lambda: _user_of(space))
+        return "" if space is None or not space.node else self._do("look", lambda: user_of(space))
 
     def used(self) -> str:
         """Return which namespaces are mapped by processes, in words. A mount is the host's own and not a holder's."""
         found = []
         for space in self.spaces("unprepare"):
-            user = self._do("look", lambda space=space: _user_of(space)) if space.node else ""  # type: ignore[misc]
+            user = self._do("look", lambda space=space: user_of(space)) if space.node else ""  # type: ignore[misc]
             if user and not user.startswith("mounted"):
                 found.append(f"{space.namespace.name} is {user}")
         return "; ".join(found)
@@ -306,7 +306,7 @@ class KernelRegion:
         """Zero what every namespace shows, and clear its poison. Raises ``DeviceBusy`` while one is used."""
         spaces = [space for space in self.spaces("scrub") if space.node]
         for number_, space in enumerate(spaces):
-            user = self._do("scrub", lambda space=space: _user_of(space))  # type: ignore[misc]
+            user = self._do("scrub", lambda space=space: user_of(space))  # type: ignore[misc]
             if user:
                 raise DeviceBusy(
                     f"{space.namespace.name} is {user}", device=self.id, during="scrub", hint="let it go first"
@@ -389,17 +389,3 @@ class KernelRegion:
         if error.errno == errno.ENOMEM:
             return OutOfMemory(words, device=self.id, during=step, hint="ulimit -v; free address space")
         return HardwareFault(words, device=self.id, during=step, hint="dmesg says what the kernel met")
-
-
-def _user_of(space: Space) -> str:
-    if not os.path.exists(space.node):
-        return ""
-    where = "" if space.is_dax else mounted_at(space.node)
-    if where:
-        return f"mounted at {where}"
-    try:
-        if locks.is_held(space.node, 0, space.usable_bytes):
-            return "mapped by a process"
-    except PermissionError:
-        pass  # who may not open it has not mapped it; /proc tells of this user's other processes
-    return mapped_by(space.node)

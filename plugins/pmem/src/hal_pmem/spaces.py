@@ -103,7 +103,7 @@ def _space(region: str, name: str, size: int, offset: int, start: int | None) ->
     return Space(
         namespace=Namespace(
             name=name,
-            uuid=line(folder + "/uuid"),
+            uuid=line(above + "/uuid") or line(folder + "/uuid"),  # the one that ndctl shows: of what claims it
             mode=mode,
             size_bytes=size,
             offset_bytes=offset,
