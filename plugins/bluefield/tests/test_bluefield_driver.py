@@ -1,0 +1,428 @@
+"""What is special to the cards: ways to them that are missing, refuse, lie or hang, and what the driver says then."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hal.drivers.contract import Cause, Context, Grant, HostRoot
+from hal.drivers.guard import OpenGuard
+from hal.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    DeviceGone,
+    HalError,
+    HardwareFault,
+    InvalidArgument,
+    Unsupported,
+    UsageError,
+)
+from hal.interfaces.deadline import Deadline
+from hal.interfaces.dpu import BootState, DpuMode, FlowMatch, ResetLevel, ServiceSpec, ServiceState
+from hal.model.attributes import Absence
+from hal.model.device import Device
+from hal.model.health import Health, worst
+from hal_bluefield import hal_drivers
+from hal_bluefield.config import CardConfig, belongs, load_config
+from hal_bluefield.devlink import read_devlink
+from hal_bluefield.driver import BlueFieldDriver
+from hal_bluefield.handle import BlueField
+from hal_bluefield.matches import variants
+from plugins.bluefield.tests.standin import StandIn
+
+SOON = 20.0
+
+
+def soon() -> Deadline:
+    return Deadline.after(SOON)
+
+
+def make(card: StandIn, **changes: object) -> BlueFieldDriver:
+    made = BlueFieldDriver([card.host], card.configure(**changes))
+    card.closing.append(made.close)
+    return made
+
+
+def seen(driver: BlueFieldDriver, card: StandIn, seconds: float = SOON) -> Device:
+    return next(device for device in driver.discover(Deadline.after(seconds)).devices if device.id == card.id)
+
+
+@pytest.fixture
+def driver(card: StandIn) -> BlueFieldDriver:
+    return make(card)
+
+
+@pytest.fixture
+def dpu(card: StandIn, driver: BlueFieldDriver) -> Iterator[BlueField]:
+    with driver.open(card.id, OpenGuard(fence=5), soon()) as handle:
+        yield handle
+
+
+# Without a card, and with one that is only a recording
+
+
+def test_a_machine_without_a_card_gets_one_line() -> None:
+    (factory,) = hal_drivers()
+    readiness = factory.create(Context(hosts=(HostRoot(node="n", root="/nonexistent"),), environ={})).readiness()
+    assert readiness.cause is Cause.NO_HARDWARE
+    assert "\n" not in readiness.detail + readiness.remedy
+
+
+def test_a_recorded_card_is_shown_and_left_alone(card: StandIn) -> None:
+    driver = make(card, root="/somewhere/else")
+    device = seen(driver, card)
+    assert not device.allocatable
+    assert device.attributes["cores"].absent is Absence.NOT_REPORTED
+    for verb in (driver.prepare, driver.unprepare):
+        with pytest.raises(Unsupported, match="recorded tree"):
+            verb(card.id, Grant(lease="l", fence=1), soon())
+    with pytest.raises(Unsupported, match="recorded tree"):
+        driver.open(card.id, OpenGuard(), soon())
+    assert card.requests == [], "its BMC was not asked"
+
+
+def test_both_cards_of_the_machine_are_found_with_their_nics(card: StandIn, driver: BlueFieldDriver) -> None:
+    devices = driver.discover(soon()).devices
+    assert len(devices) == 2
+    assert {len(device.value("rnics") or ()) for device in devices} == {2}  # type: ignore[arg-type]
+    mine = seen(driver, card)
+    assert (mine.value("mode"), mine.value("boot_state"), mine.value("cores")) == ("dpu", "ready", 16)
+    assert mine.value("memory_bytes") == 32 << 30
+    assert mine.value("max_vfs") == 16
+    assert worst(mine.conditions) is Health.HEALTHY
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[card.A]\nbcm = 'x'\n", "bcm"),
+        ("[card.A\n", "bluefield.toml"),
+        ("[card.A]\nbmc = 'http://10.0.0.1'\n", "https"),
+        ("[card.A]\nshell = 'telnet'\n", "telnet"),
+        ("[card.A]\nssh_port = 'x'\n", "ssh_port"),
+    ],
+)
+def test_a_wrong_configuration_is_told_with_its_file(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "bluefield.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config({"HAL_BLUEFIELD_CONFIG": str(path)})
+    assert str(path) in str(caught.value)
+    assert complaint in str(caught.value)
+    readiness = BlueFieldDriver([], {"HAL_BLUEFIELD_CONFIG": str(path)}).readiness()
+    assert readiness.cause is Cause.BROKEN
+
+
+def test_no_configuration_is_no_error_but_a_missing_one_is(tmp_path: Path) -> None:
+    assert load_config({}) == {}
+    with pytest.raises(UsageError, match="not there"):
+        load_config({"HAL_BLUEFIELD_CONFIG": str(tmp_path / "none")})
+
+
+def test_a_card_without_configuration_is_shown_and_its_own_side_is_absent(card: StandIn) -> None:
+    path = card.folder / "empty.toml"
+    path.write_text(f'[card.{card.serial}]\nroot = "{card.root}"\n')
+    environ = {**card.configure(), "HAL_BLUEFIELD_CONFIG": str(path)}
+    driver = BlueFieldDriver([card.host], environ)
+    card.closing.append(driver.close)
+    assert seen(driver, card).value("mode") == "dpu", "by rshim"
+    with driver.open(card.id, OpenGuard(), soon()) as dpu:
+        assert dpu.telemetry()["temperature_celsius"].absent is Absence.UNSUPPORTED
+        for verb in (lambda: dpu.set_mode(DpuMode.NIC), dpu.services, dpu.flows, dpu.power_cycle):
+            with pytest.raises(Unsupported, match=r"bluefield\.toml"):
+                verb()
+
+
+def test_a_tree_is_not_the_machine() -> None:
+    assert belongs(CardConfig(), None)
+    assert not belongs(CardConfig(), "/tmp")
+    assert not belongs(CardConfig(root="/tmp"), None)
+
+
+# Ways that are missing, refuse, lie or hang
+
+
+def test_a_bmc_that_cannot_be_reached_costs_what_only_it_knows(card: StandIn) -> None:
+    driver = make(card, bmc="https://localhost:1")
+    device = seen(driver, card)
+    assert device.value("mode") == "dpu", "rshim tells"
+    assert device.attributes["boot_state"].absent is Absence.DEVICE_LOST
+    assert "BmcUnreachable" in [condition.type for condition in device.conditions]
+    with driver.open(card.id, OpenGuard(), soon()) as dpu:
+        assert dpu.telemetry()["uptime_seconds"].known, "its cores answer"
+        with pytest.raises(DeviceGone, match="BMC cannot be reached"):
+            dpu.boot()
+
+
+def test_a_bmc_whose_certificate_nobody_vouches_for_is_not_talked_to(card: StandIn) -> None:
+    driver = make(card, bmc_ca=None)
+    with driver.open(card.id, OpenGuard(), soon()) as dpu, pytest.raises(DeviceGone, match="CERTIFICATE_VERIFY_FAILED"):
+        dpu.boot()
+    assert card.requests == []
+
+
+def test_a_wrong_password_is_told_as_such(card: StandIn) -> None:
+    (card.folder / "wrong").write_text("wrong")
+    driver = make(card, bmc_password_file=str(card.folder / "wrong"))
+    with driver.open(card.id, OpenGuard(), soon()) as dpu, pytest.raises(AccessDenied, match="refuses root"):
+        dpu.boot()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((200, b"<html>"), HardwareFault),
+        ((200, ["a list"]), HardwareFault),
+        ((500, {"error": {"@Message.ExtendedInfo": [{"Message": "flux capacitor"}]}}), HardwareFault),
+        ((200, {"BootProgress": {"OemLastState": "Dancing"}}), HardwareFault),
+        ((404, None), Unsupported),
+    ],
+)
+def test_a_bmc_that_talks_nonsense_is_an_error_for_people(
+    card: StandIn, dpu: BlueField, answer: tuple[int, object], error: type[HalError]
+) -> None:
+    card.broken = answer
+    with pytest.raises(error) as caught:
+        dpu.boot()
+    assert caught.value.device == card.id
+    assert caught.value.hint
+
+
+def test_cores_that_do_not_answer_leave_the_rest(card: StandIn) -> None:
+    driver = make(card, ssh_port=1)
+    assert worst(seen(driver, card).conditions) is Health.HEALTHY
+    with driver.open(card.id, OpenGuard(), soon()) as dpu:
+        readings = dpu.telemetry()
+        assert readings["temperature_celsius"].value == 61.5
+        assert readings["uptime_seconds"].absent is Absence.DEVICE_LOST
+        with pytest.raises(DeviceGone, match="Arm cores do not answer"):
+            dpu.services()
+
+
+def test_a_host_key_that_is_not_the_cards_is_refused(card: StandIn) -> None:
+    (card.folder / "others").write_text("")
+    driver = make(card, ssh_known_hosts=str(card.folder / "others"), ssh=f"{getpass.getuser()}@localhost")
+    with driver.open(card.id, OpenGuard(), soon()) as dpu, pytest.raises(DeviceGone, match="Host key verification"):
+        dpu.services()
+
+
+def test_an_rshim_that_hangs_hides_no_card(card: StandIn) -> None:
+    driver = make(card, bmc=None)
+    misc = card.rshim / "misc"
+    saved = misc.read_bytes()
+    seen(driver, card)
+    card.pause_watching()
+    misc.unlink()
+    os.mkfifo(misc)  # whoever opens it waits
+    try:
+        devices = driver.discover(Deadline.after(0.6)).devices
+        assert len(devices) == 2
+        mine = next(device for device in devices if device.id == card.id)
+        assert mine.attributes["mode"].absent is Absence.TIMEOUT or worst(mine.conditions) is Health.UNKNOWN
+    finally:
+        os.close(os.open(misc, os.O_RDWR | os.O_NONBLOCK))  # lets the abandoned threads go
+        misc.unlink()
+        misc.write_bytes(saved)
+
+
+def test_telemetry_gives_a_rate_from_the_second_reading_on(dpu: BlueField) -> None:
+    first = dpu.telemetry()
+    assert first["arm_utilization_percent"].absent is Absence.NOT_REPORTED
+    assert first["power_watts"].value == 44
+    assert first["memory_used_bytes"].known
+    second = dpu.telemetry()["arm_utilization_percent"]
+    assert not second.known or 0 <= float(str(second.value)) <= 100
+
+
+# Health
+
+
+def test_heat_is_a_condition_with_its_evidence(card: StandIn, driver: BlueFieldDriver) -> None:
+    card.temperature["Reading"] = 97
+    (condition,) = driver.sample([card.id], soon())
+    assert (condition.type, worst([condition])) == ("OverTemperature", Health.DEGRADED)
+    assert "97" in condition.evidence
+    card.temperature["Reading"] = 106
+    assert worst(driver.sample([card.id], soon())) is Health.SUSPECT
+
+
+def test_firmware_reporters_are_read_from_devlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = "pci/0000:14:00.0"
+    info = {
+        "info": {
+            handle: {
+                "driver": "mlx5_core",
+                "serial_number": "MT1",
+                "versions": {"fixed": {"fw.psid": "MT_0000000884"}, "running": {"fw.version": "32.39.1002"}},
+            }
+        }
+    }
+    health = {
+        "health": {
+            handle: [
+                {"reporter": "fw", "state": "healthy", "error": 0, "recover": 0},
+                {"reporter": "fw_fatal", "state": "error", "error": 3, "recover": 2},
+                {"nonsense": 1},
+            ]
+        }
+    }
+    tool = tmp_path / "devlink"
+    tool.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *info*) echo '{json.dumps(info)}';; *) echo '{json.dumps(health)}';; esac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = read_devlink("0000:14:00.0", "dpu-1", soon())
+    assert (found.firmware, found.board, found.driver) == ("32.39.1002", "MT_0000000884", "mlx5_core")
+    assert [(one.name, one.state, one.errors) for one in found.reporters] == [
+        ("fw", "healthy", 0),
+        ("fw_fatal", "error", 3),
+    ]
+
+
+@pytest.mark.parametrize("script", ["echo nonsense", "exit 1", "echo '{\"info\": 7}'", "sleep 60"])
+def test_a_devlink_that_is_of_no_use_costs_fields(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "devlink"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = read_devlink("0000:14:00.0", "dpu-1", Deadline.after(0.5))
+    assert found.firmware == ""
+    assert found.why
+
+
+# Modes and boots
+
+
+def test_a_restricted_card_lets_nobody_near(card: StandIn, driver: BlueFieldDriver, dpu: BlueField) -> None:
+    card.write_misc("Restricted mode")
+    assert dpu.mode().current is DpuMode.RESTRICTED
+    assert dpu.children()
+    for verb in (dpu.services, dpu.boot, dpu.flows, dpu.vf_count, lambda: dpu.set_mode(DpuMode.NIC)):
+        with pytest.raises(AccessDenied, match="restricted"):
+            verb()
+    with pytest.raises(AccessDenied):
+        driver.prepare(card.id, Grant(lease="l", fence=9), soon())
+
+
+def test_a_pending_mode_is_remembered_by_other_processes(
+    card: StandIn, driver: BlueFieldDriver, dpu: BlueField
+) -> None:
+    dpu.set_mode(DpuMode.NIC)
+    device = seen(make(card), card)
+    assert device.value("pending_mode") == "nic"
+    assert "ModePending" in [condition.type for condition in device.conditions]
+
+
+def test_a_card_that_does_not_come_up_is_told_at_the_deadline(card: StandIn, dpu: BlueField) -> None:
+    card.stuck = True
+    operation = dpu.reset(ResetLevel.HARD, deadline=Deadline.after(1.5))
+    with pytest.raises(DeadlineExceeded, match="not ready in time"):
+        operation.wait(soon())
+    assert dpu.boot().state is BootState.ROM
+
+
+def test_a_reset_that_nobody_has_noticed_is_not_a_reset(card: StandIn, dpu: BlueField) -> None:
+    card.deaf = True  # it says that it is ready all the time, as a BMC does that looks every thirty seconds
+    with pytest.raises(DeadlineExceeded):
+        dpu.reset(ResetLevel.HARD, deadline=Deadline.after(1.0)).wait(soon())
+
+
+def test_a_bmc_that_cannot_cut_the_power_says_what_it_can(card: StandIn, dpu: BlueField) -> None:
+    card.allowed = ["ForceRestart"]
+    with pytest.raises(Unsupported, match="ForceRestart"):
+        dpu.power_cycle().wait(soon())
+
+
+def test_a_booting_card_is_not_prepared(card: StandIn, driver: BlueFieldDriver) -> None:
+    seen(driver, card)
+    card.stage = 1
+    with pytest.raises(HalError, match="uefi"):
+        driver.prepare(card.id, Grant(lease="l", fence=1), soon())
+    assert "Booting" in [condition.type for condition in driver.sample([card.id], soon())]
+
+
+# Services and flow rules
+
+
+def test_a_service_is_found_and_ended_by_another_process(
+    card: StandIn, driver: BlueFieldDriver, dpu: BlueField
+) -> None:
+    dpu.deploy(ServiceSpec(name="web", command=("/bin/sh", "-c", "exec sleep 600"), env={"A": "it's b"})).wait(soon())
+    with make(card).open(card.id, OpenGuard(fence=5), soon()) as other:
+        (service,) = other.services()
+        assert (service.spec.name, service.state, service.spec.env) == ("web", ServiceState.RUNNING, {"A": "it's b"})
+        other.stop("web", grace_seconds=0.1).wait(soon())
+    assert [found.state for found in dpu.services()] == [ServiceState.STOPPED]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ServiceSpec(name="", command=("true",)),
+        ServiceSpec(name="a b", command=("true",)),
+        ServiceSpec(name="a;reboot", command=("true",)),
+        ServiceSpec(name="a"),
+        ServiceSpec(name="a", command=("true",), cores=0),
+        ServiceSpec(name="a", command=("true",), memory_bytes=1 << 50),
+        ServiceSpec(name="a", command=("true",), ports=(0,)),
+    ],
+)
+def test_a_service_that_makes_no_sense_is_refused(dpu: BlueField, spec: ServiceSpec) -> None:
+    with pytest.raises(InvalidArgument):
+        dpu.deploy(spec).wait(soon())
+    assert dpu.services() == ()
+
+
+def test_without_an_image_for_commands_one_must_be_named(card: StandIn) -> None:
+    driver = make(card, service_image=None)
+    with driver.open(card.id, OpenGuard(), soon()) as dpu, pytest.raises(Unsupported, match="names no image"):
+        dpu.deploy(ServiceSpec(name="a", command=("true",))).wait(soon())
+
+
+def test_a_match_without_an_ip_version_is_a_filter_for_each() -> None:
+    assert variants(FlowMatch(), "d", "s") == (("all", ()),)
+    assert variants(FlowMatch(protocol=6, destination_port=80), "d", "s") == (
+        ("ip", ("ip_proto", "tcp", "dst_port", "80")),
+        ("ipv6", ("ip_proto", "tcp", "dst_port", "80")),
+    )
+    assert variants(FlowMatch(source="fe80::/10"), "d", "s") == (("ipv6", ("src_ip", "fe80::/10")),)
+    assert variants(FlowMatch(vlan=7), "d", "s") == (("802.1Q", ("vlan_id", "7")),)
+    assert variants(FlowMatch(vlan=7, source="10.1.0.0/16"), "d", "s") == (
+        ("802.1Q", ("vlan_id", "7", "vlan_ethtype", "ip", "src_ip", "10.1.0.0/16")),
+    )
+    assert variants(FlowMatch(ethertype=0x0806), "d", "s") == (("arp", ()),)
+
+
+@given(
+    match=st.builds(
+        FlowMatch,
+        ethertype=st.none() | st.integers(-1, 70000),
+        protocol=st.none() | st.integers(-1, 300),
+        source=st.none() | st.sampled_from(["10.0.0.1", "10.0.0.0/33", "fe80::1", "x", "::/0", "10.1.2.3/8"]),
+        destination=st.none() | st.sampled_from(["10.0.0.1", "::1", "; reboot"]),
+        source_port=st.none() | st.integers(-1, 70000),
+        destination_port=st.none() | st.integers(-1, 70000),
+        vlan=st.none() | st.integers(-1, 5000),
+    )
+)
+def test_any_match_is_words_without_a_trick_or_a_clear_refusal(match: FlowMatch) -> None:
+    try:
+        found = variants(match, "dpu-1", "add_flow")
+    except InvalidArgument:
+        return
+    assert 1 <= len(found) <= 2
+    for protocol, words in found:
+        for word in (protocol, *words):
+            assert word
+            assert not set(word) - set("abcdefghijklmnopqrstuvwxyzQ0123456789_.:/"), word
