@@ -1,4 +1,4 @@
-"""A mock machine's ranks for programs that call ``libdpu.so``: a file that the library reads, and where the library is."""
+"""A mock machine's ranks for programs that call ``libdpu.so``: the file that the library reads, and its place."""
 
 from __future__ import annotations
 

@@ -5,8 +5,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-static _Thread_local dpu_error_t last_code;
-static _Thread_local char last_detail[768];
+/* Not thread-local storage: a library that is loaded late has next to none. */
+struct last {
+    dpu_error_t code;
+    char detail[768];
+};
+
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void
+make_key(void)
+{
+    pthread_key_create(&key, free);
+}
+
+static struct last *
+last(void)
+{
+    static struct last nobody; /* when there is no memory for one of the thread's own */
+    pthread_once(&once, make_key);
+    struct last *mine = pthread_getspecific(key);
+    if (mine == NULL && (mine = calloc(1, sizeof *mine)) != NULL) {
+        pthread_setspecific(key, mine);
+    }
+    return mine == NULL ? &nobody : mine;
+}
 
 static const char *const words[] = {
     [DPU_OK] = "success",
@@ -57,17 +81,18 @@ static const char *const words[] = {
 void
 error_note(dpu_error_t code, const char *detail)
 {
-    last_code = code;
-    snprintf(last_detail, sizeof last_detail, "%s", detail);
+    struct last *mine = last();
+    mine->code = code;
+    snprintf(mine->detail, sizeof mine->detail, "%s", detail);
     if (environment_number("HAL_UPMEM_VERBOSE", 0) > 0) {
-        fprintf(stderr, "libdpu (simulated): %s\n", last_detail);
+        fprintf(stderr, "libdpu (simulated): %s\n", mine->detail);
     }
 }
 
 dpu_error_t
 fail(dpu_error_t code, const char *format, ...)
 {
-    char detail[sizeof last_detail];
+    char detail[768];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(detail, sizeof detail, format, arguments);
@@ -83,7 +108,7 @@ dpu_error_to_string(dpu_error_t status)
     const char *word = code < sizeof words / sizeof *words && words[code] != NULL ? words[code] : "unknown error";
     const char *async = (uint32_t)status & (uint32_t)DPU_ERR_ASYNC_JOBS ? "asynchronous operation error: " : "";
     char *text = NULL;
-    int made = last_code == status && status != DPU_OK ? asprintf(&text, "%s%s: %s", async, word, last_detail)
+    int made = last()->code == status && status != DPU_OK ? asprintf(&text, "%s%s: %s", async, word, last()->detail)
                                                        : asprintf(&text, "%s%s", async, word);
     return made < 0 ? NULL : text;
 }
@@ -91,7 +116,7 @@ dpu_error_to_string(dpu_error_t status)
 PUBLIC const char *
 dpu_sim_last_error(void)
 {
-    return last_detail;
+    return last()->detail;
 }
 
 long

@@ -154,8 +154,7 @@ signals_install(void)
 void
 signals_for_thread(struct worker *worker)
 {
-    static _Thread_local uint8_t own_stack[64 << 10] __attribute__((aligned(16)));
-    stack_t alternative = { .ss_sp = own_stack, .ss_size = sizeof own_stack };
+    stack_t alternative = { .ss_sp = worker->signal_stack, .ss_size = sizeof worker->signal_stack };
     sigaltstack(&alternative, NULL);
     sigset_t all;
     sigfillset(&all);

@@ -59,6 +59,7 @@ struct worker {
     pthread_cond_t changed;
     struct task *first, *last;
     timer_t timer;
+    uint8_t signal_stack[64 << 10] __attribute__((aligned(16)));
     uint64_t program; /* the serial of the one whose code is in the arena */
 
     struct dpu_t *dpu;

@@ -8,7 +8,7 @@
 #define STDOUT_BUFFER_INIT(size)                                                                                       \
     _Static_assert((size) >= 8 && ((size)&7) == 0, "the size of the log is a multiple of 8 and not 0");                \
     unsigned char __mram_noinit __stdout_buffer[(size)];                                                               \
-    const unsigned int __stdout_buffer_size __used = (size);
+    const unsigned int __stdout_buffer_size __used __section(".rodata.__hal_keep") = (size);
 
 int printf(const char *restrict format, ...);
 int puts(const char *text);
