@@ -81,6 +81,8 @@ class Agent:
         process.wait()
         for pump in pumps:
             pump.join()
+        process.stdout.close()
+        process.stderr.close()
         self._running.pop(number, None)
         seconds = round(time.monotonic() - start, 3)
         self.say({"id": number, "exit": process.returncode, "late": late, "seconds": seconds})

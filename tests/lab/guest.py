@@ -180,7 +180,12 @@ class Guest:
 
     def close(self) -> None:
         """Hang up. Idempotent."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # closing alone would not wake who reads from it
+        except OSError:
+            pass
         self._socket.close()
+        self._reader.join(_GRACE_SECONDS)
 
     def _number(self) -> int:
         with self._lock:

@@ -23,6 +23,7 @@ _PROGRAMS = {
     "ibv_devinfo": "ibverbs-utils",
 }
 _DEBIAN_PYTHON = Path("/usr/lib/python3/dist-packages")
+_BOOT, _MODULES = Path("/boot"), Path("/lib/modules")
 _NEEDED_MODULE = "nfit"  # cloud kernels come without; one that has it has the rest
 
 
@@ -89,7 +90,7 @@ def find_host() -> Host:
         busybox=Path(busybox),
         kernel=image,
         release=release,
-        modules=Path("/lib/modules", release),
+        modules=_MODULES / release,
         python=Path(sys.executable).absolute(),
         debian_python=_DEBIAN_PYTHON,
     )
@@ -98,9 +99,9 @@ def find_host() -> Host:
 def _newest_kernel() -> tuple[Path, str] | None:
     """Return the newest kernel that has its modules beside it, with its release."""
     found: list[tuple[list[int], Path, str]] = []
-    for image in Path("/boot").glob("vmlinuz-*"):
+    for image in _BOOT.glob("vmlinuz-*"):
         release = image.name.removeprefix("vmlinuz-")
-        listed = Path("/lib/modules", release, "modules.dep")
+        listed = _MODULES / release / "modules.dep"
         if listed.is_file() and f"/{_NEEDED_MODULE}.ko" in listed.read_text():
             found.append(([int(number) for number in re.findall(r"\d+", release)], image, release))
     if not found:

@@ -34,8 +34,8 @@ def outlives_power(program: Path) -> bool:
 
 def title(program: Path, phase: str = "") -> str:
     """Return what a program checks: the first line of its documentation."""
-    words = (ast.get_docstring(ast.parse(program.read_text())) or program.stem).splitlines()[0].rstrip(".")
-    return f"{words} ({program.stem}{' ' + phase if phase else ''})"
+    words = (ast.get_docstring(ast.parse(program.read_text())) or program.stem).partition("\n")[0].partition(". ")[0]
+    return f"{words.rstrip('.')} ({program.stem}{' ' + phase if phase else ''})"
 
 
 def case(lab: Lab, program: Path, phase: str = "") -> Callable[[], str]:
