@@ -7,6 +7,7 @@ compiled for one minor version of Python and of no use to another.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -76,9 +77,14 @@ def load_verbs(folder: Path = DEBIAN) -> Verbs:
             _load_package(folder)
             _log.info("pyverbs is not on the path; it was loaded from %s", folder)
         try:
-            _loaded = Verbs({name: importlib.import_module(f"pyverbs.{name}") for name in _MODULES}, origin)
+            modules: dict[str, Any] = {name: importlib.import_module(f"pyverbs.{name}") for name in _MODULES}
         except ImportError as error:
             raise NotReady(f"pyverbs cannot be loaded: {error}", during="open", hint=_PACKAGES) from error
+        verbs = Verbs(modules, origin)
+        # The first listing loads the vendors' libraries: now, and not on the time of the first device that is opened.
+        with contextlib.suppress(verbs.Error):  # which it also raises where there is no device
+            modules["device"].get_device_list()
+        _loaded = verbs
     return _loaded
 
 
