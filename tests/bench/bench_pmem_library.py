@@ -18,7 +18,7 @@ from tests.bench.rows import Row
 PERSIST_LIMIT = 1.2
 COPY_LIMIT = 0.9
 COPY_BYTES = 64 << 20
-_NUMBER, _ROUNDS, _COPY_ROUNDS = 500, 400, 30
+_NUMBER, _ROUNDS, _COPY_ROUNDS = 500, 400, 60
 _FORCED = "a file in tmpfs with PMEM_IS_PMEM_FORCE=1, best of interleaved rounds"
 
 
