@@ -169,6 +169,8 @@ def test_a_file_of_another_layout_is_a_mismatch(hal_machine: Machine) -> None:
     Path(environ[nvml.STATE]).write_bytes(b"halnvml\0" + bytes(4096))
     with Program(environ, "--no-init") as program:
         assert program("error(n.nvmlInit)") == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    with Program(nvml.stage(hal_machine, HOST)) as program:
+        assert program("n.nvmlDeviceGetCount()") == 8, "staging makes it anew"
 
 
 def test_calls_end_with_shutdown_and_handles_outlive_it(program: Program) -> None:

@@ -31,14 +31,18 @@ class StateFile:
             self._map = mmap.mmap(descriptor, 0)
         finally:
             os.close(descriptor)
-        self.header = struct("hal_header").from_buffer(self._map)
-        count = self.header.gpu_count
+        self.header: Any = struct("hal_header")()
+        if len(self._map) >= ctypes.sizeof(self.header):
+            self.header = struct("hal_header").from_buffer(self._map)
+        count = self.header.gpu_count if self.fits else 0
         self.gpus = (struct("hal_gpu") * count).from_buffer(self._map, ctypes.sizeof(self.header))
 
     @property
     def fits(self) -> bool:
         """False for a file that another version of this package has written."""
-        return bool(self.header.layout == number("HAL_LAYOUT") and self.header.gpu_bytes == _bytes("hal_gpu"))
+        header = self.header
+        sizes = (header.layout, header.gpu_bytes, header.file_bytes)
+        return sizes == (number("HAL_LAYOUT"), _bytes("hal_gpu"), len(self._map))
 
 
 @contextmanager

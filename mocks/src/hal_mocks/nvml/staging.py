@@ -34,6 +34,7 @@ STATE = "HAL_MOCK_NVML_STATE"
 DRIVER = "HAL_MOCK_NVML_DRIVER"
 """The variable that chooses the driver's branch, and with it which functions there are."""
 
+_FLAGS = ("-O1", "-g0", "-fvisibility=hidden")  # more would make the first use longer, and no call shorter
 DRIVERS = (470, 515, 535, 550, 565, 580)
 _BOARDS: WeakKeyDictionary[Machine, GpuBoards] = WeakKeyDictionary()
 
@@ -48,7 +49,7 @@ def library(driver: int | None = None, environ: Mapping[str, str] | None = None)
     if str(branch) not in map(str, DRIVERS):
         raise UsageError(f"no driver branch {branch}", hint=", ".join(map(str, DRIVERS)))
     sources = sorted((*LIBRARY.glob("*.c"), *LIBRARY.glob("*.h")))
-    return build(NAME, sources, flags=("-fvisibility=hidden", f"-DHAL_DRIVER={branch}"), environ=environ)
+    return build(NAME, sources, flags=(*_FLAGS, f"-DHAL_DRIVER={branch}"), environ=environ)
 
 
 def stage(

@@ -2,7 +2,15 @@
 #include "library.h"
 
 enum { GRAPHICS = 0, SM = 1, MEMORY = 2, VIDEO = 3 };
-enum { IDLE = 1, APPLICATIONS = 2, POWER_CAP = 4, HW_SLOWDOWN = 8, SW_THERMAL = 32, HW_THERMAL = 64, POWER_BRAKE = 128 };
+enum {
+    IDLE = 1,
+    APPLICATIONS = 2,
+    POWER_CAP = 4,
+    HW_SLOWDOWN = 8,
+    SW_THERMAL = 32,
+    HW_THERMAL = 64,
+    POWER_BRAKE = 128
+};
 
 static unsigned ceiling_mhz(const struct hal_gpu *gpu, const struct hal_managed *managed) {
     unsigned most = managed->applications_sm_mhz ? managed->applications_sm_mhz : gpu->sm_max_mhz;
@@ -76,7 +84,8 @@ static nvmlReturn_t set_clocks(nvmlDevice_t device, unsigned memory_mhz, unsigne
     int lock;
     nvmlReturn_t result = know(device, &gpu);
     if (result != NVML_SUCCESS) return result;
-    if ((memory_mhz && memory_mhz != gpu->memory_max_mhz) || sm_mhz > gpu->sm_max_mhz) return NVML_ERROR_INVALID_ARGUMENT;
+    if ((memory_mhz && memory_mhz != gpu->memory_max_mhz) || sm_mhz > gpu->sm_max_mhz)
+        return NVML_ERROR_INVALID_ARGUMENT;
     result = begin_change(gpu, &draft, &lock);
     if (result != NVML_SUCCESS) return result;
     draft.applications_memory_mhz = memory_mhz;
@@ -127,7 +136,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t device, unsi
     return result != NVML_SUCCESS ? result : put_one(count, mhz, gpu->memory_max_mhz);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned memory_mhz, unsigned *count, unsigned *mhz) {
+EXPORT nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned memory_mhz, unsigned *count,
+                                                         unsigned *mhz) {
     struct hal_gpu *gpu;
     nvmlReturn_t result = know(device, &gpu);
     if (result != NVML_SUCCESS) return result;

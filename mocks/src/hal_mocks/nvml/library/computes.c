@@ -24,12 +24,14 @@ static nvmlReturn_t find(nvmlGpuInstance_t handle, unsigned number, struct hal_g
     return fits(*profile, number) ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
 }
 
-static unsigned multiprocessors_of(const struct hal_profile *profile, unsigned slices) {
-    return slices == profile->compute_slices ? profile->multiprocessors : profile->multiprocessors / profile->compute_slices * slices;
+unsigned multiprocessors_of(const struct hal_profile *profile, unsigned slices) {
+    if (slices == profile->compute_slices) return profile->multiprocessors;
+    return profile->multiprocessors / profile->compute_slices * slices;
 }
 
 /* Engines are shared: engine profile 0 is the only one. */
-EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t handle, unsigned number, unsigned engines,
+EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t handle, unsigned number,
+                                                                 unsigned engines,
                                                                  nvmlComputeInstanceProfileInfo_t *info) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
@@ -51,10 +53,12 @@ EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t handle, unsigned number, unsigned engines,
+EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfoV(nvmlGpuInstance_t handle, unsigned number,
+                                                                  unsigned engines,
                                                                   nvmlComputeInstanceProfileInfo_v2_t *info) {
     if (info == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    if (info->version != NVML_STRUCT_VERSION(nvmlComputeInstanceProfileInfo_v2_t, 2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (info->version != NVML_STRUCT_VERSION(nvmlComputeInstanceProfileInfo_v2_t, 2))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     nvmlComputeInstanceProfileInfo_t plain;
     nvmlReturn_t result = nvmlGpuInstanceGetComputeInstanceProfileInfo(handle, number, engines, &plain);
     if (result != NVML_SUCCESS) return result;
@@ -106,7 +110,8 @@ static int place_compute(struct hal_instance *instance, unsigned all, unsigned s
     return -NVML_ERROR_INSUFFICIENT_RESOURCES;
 }
 
-EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInstance_t handle, unsigned number, unsigned *count) {
+EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuInstance_t handle, unsigned number,
+                                                                       unsigned *count) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
     const struct hal_profile *profile;
@@ -114,12 +119,14 @@ EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceRemainingCapacity(nvmlGpuIn
     if (result != NVML_SUCCESS) return result;
     if (count == NULL) return NVML_ERROR_INVALID_ARGUMENT;
     struct hal_instance *instance = &managed.instances[handle->slot];
-    for (*count = 0; place_compute(instance, profile->compute_slices, slices_of[number], HAL_NOWHERE) >= 0; (*count)++) {
+    unsigned all = profile->compute_slices, size = slices_of[number];
+    for (*count = 0; place_compute(instance, all, size, HAL_NOWHERE) >= 0; (*count)++) {
     }
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t make_compute(nvmlGpuInstance_t handle, unsigned number, unsigned start, nvmlComputeInstance_t *made) {
+static nvmlReturn_t make_compute(nvmlGpuInstance_t handle, unsigned number, unsigned start,
+                                 nvmlComputeInstance_t *made) {
     struct hal_gpu *gpu;
     struct hal_managed draft;
     const struct hal_profile *profile;
@@ -130,20 +137,24 @@ static nvmlReturn_t make_compute(nvmlGpuInstance_t handle, unsigned number, unsi
     result = begin_change(gpu, &draft, &lock);
     if (result != NVML_SUCCESS) return result;
     struct hal_instance *instance = &draft.instances[handle->slot];
-    int id = instance->exists ? place_compute(instance, profile->compute_slices, slices_of[number], start) : -NVML_ERROR_NOT_FOUND;
+    int id = -NVML_ERROR_NOT_FOUND;
+    if (instance->exists) id = place_compute(instance, profile->compute_slices, slices_of[number], start);
     end_change(gpu, &draft, lock, id >= 0);
     if (id < 0) return (nvmlReturn_t)-id;
     *made = &board_at(handle->device->index)->computes[handle->slot][id];
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t handle, unsigned number, nvmlComputeInstance_t *made) {
+EXPORT nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t handle, unsigned number,
+                                                         nvmlComputeInstance_t *made) {
     return make_compute(handle, number, HAL_NOWHERE, made);
 }
 
 EXPORT nvmlReturn_t nvmlGpuInstanceCreateComputeInstanceWithPlacement(nvmlGpuInstance_t handle, unsigned number,
-                                                                      const nvmlPlacement_t *placement, nvmlComputeInstance_t *made) {
-    if (placement == NULL || number >= COMPUTE_INSTANCE_PROFILES || placement->size != slices_of[number]) return NVML_ERROR_INVALID_ARGUMENT;
+                                                                      const nvmlPlacement_t *placement,
+                                                                      nvmlComputeInstance_t *made) {
+    if (placement == NULL || number >= COMPUTE_INSTANCE_PROFILES || placement->size != slices_of[number])
+        return NVML_ERROR_INVALID_ARGUMENT;
     return make_compute(handle, number, placement->start, made);
 }
 
@@ -181,7 +192,8 @@ EXPORT nvmlReturn_t nvmlComputeInstanceDestroy(nvmlComputeInstance_t handle) {
     return !there ? NVML_ERROR_NOT_FOUND : used ? NVML_ERROR_IN_USE : NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t handle, unsigned number, nvmlComputeInstance_t *found, unsigned *count) {
+EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t handle, unsigned number,
+                                                       nvmlComputeInstance_t *found, unsigned *count) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
     nvmlReturn_t result = see_instance(handle, &gpu, &managed);
@@ -196,7 +208,8 @@ EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t handle,
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceById(nvmlGpuInstance_t handle, unsigned id, nvmlComputeInstance_t *found) {
+EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceById(nvmlGpuInstance_t handle, unsigned id,
+                                                          nvmlComputeInstance_t *found) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
     nvmlReturn_t result = see_instance(handle, &gpu, &managed);

@@ -24,21 +24,23 @@ struct event_set {
 };
 
 /* Find the first event after what has been told that has happened; false if there is none. */
-static bool next_event(const struct registration *registration, unsigned long long types, double now, struct hal_event *first) {
+static bool next_event(const struct registration *registration, unsigned long long types, double now,
+                       struct hal_event *first) {
     const struct hal_gpu *gpu = registration->gpu;
     for (;;) {
-        uint64_t generation = atomic_load_explicit((const _Atomic uint64_t *)&gpu->timeline_generation, memory_order_acquire);
+        uint64_t generation = generation_of(&gpu->timeline_generation);
         const struct hal_timeline *timeline = &gpu->timelines[generation & 1];
         bool found = false;
         for (unsigned at = 0; at < timeline->event_count && at < HAL_EVENTS; at++) {
             struct hal_event event = timeline->events[at];
-            bool told = event.at < registration->told_at || (event.at == registration->told_at && event.id <= registration->told_id);
+            bool told = event.at < registration->told_at ||
+                        (event.at == registration->told_at && event.id <= registration->told_id);
             if (told || event.at > now || !(event.type & types)) continue;
             if (!found || event.at < first->at || (event.at == first->at && event.id < first->id)) *first = event;
             found = true;
         }
         atomic_thread_fence(memory_order_acquire);
-        if (atomic_load_explicit((const _Atomic uint64_t *)&gpu->timeline_generation, memory_order_acquire) == generation) return found;
+        if (generation_of(&gpu->timeline_generation) == generation) return found;
     }
 }
 
@@ -117,7 +119,13 @@ static bool take_event(struct event_set *set, nvmlEventData_t *data) {
     if (whose != NULL) {
         whose->told_at = first.at;
         whose->told_id = first.id;
-        *data = (nvmlEventData_t){&board_at(whose->index)->whole, first.type, first.data, first.instance, first.compute};
+        *data = (nvmlEventData_t){
+            .device = &board_at(whose->index)->whole,
+            .eventType = first.type,
+            .eventData = first.data,
+            .gpuInstanceId = first.instance,
+            .computeInstanceId = first.compute,
+        };
     }
     pthread_mutex_unlock(&set->lock);
     return whose != NULL;

@@ -3,7 +3,7 @@
 
 #include "library.h"
 
-enum { CORRECTED = 0, UNCORRECTED = 1, VOLATILE = 0, AGGREGATE = 1 };
+enum { CORRECTED = 0, VOLATILE = 0 };
 enum { BANKS = 640 };
 
 struct counts {
@@ -11,11 +11,12 @@ struct counts {
 };
 
 static struct counts counts_of(const struct hal_moment *moment, unsigned type, unsigned counter) {
+    bool corrected = type == CORRECTED;
     if (counter == VOLATILE)
-        return type == CORRECTED ? (struct counts){moment->volatile_dram_corrected, moment->volatile_sram_corrected}
-                                 : (struct counts){moment->volatile_dram_uncorrected, moment->volatile_sram_uncorrected};
-    return type == CORRECTED ? (struct counts){moment->aggregate_dram_corrected, moment->aggregate_sram_corrected}
-                             : (struct counts){moment->aggregate_dram_uncorrected, moment->aggregate_sram_uncorrected};
+        return (struct counts){corrected ? moment->volatile_dram_corrected : moment->volatile_dram_uncorrected,
+                               corrected ? moment->volatile_sram_corrected : moment->volatile_sram_uncorrected};
+    return (struct counts){corrected ? moment->aggregate_dram_corrected : moment->aggregate_dram_uncorrected,
+                           corrected ? moment->aggregate_sram_corrected : moment->aggregate_sram_uncorrected};
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned *current, unsigned *pending) {
@@ -66,7 +67,8 @@ static nvmlReturn_t see_counts(nvmlDevice_t device, unsigned type, unsigned coun
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned type, unsigned counter, unsigned long long *count) {
+EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned type, unsigned counter,
+                                                unsigned long long *count) {
     struct counts counts;
     nvmlReturn_t result = see_counts(device, type, counter, &counts);
     if (result != NVML_SUCCESS) return result;
@@ -75,7 +77,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned ty
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, unsigned type, unsigned counter, nvmlEccErrorCounts_t *told) {
+EXPORT nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, unsigned type, unsigned counter,
+                                                   nvmlEccErrorCounts_t *told) {
     struct counts counts;
     nvmlReturn_t result = see_counts(device, type, counter, &counts);
     if (result != NVML_SUCCESS) return result;
@@ -85,7 +88,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, unsigned
 }
 
 /* Locations: device memory is 2, all memory on the chip 7; its parts are not told one by one. */
-EXPORT nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned type, unsigned counter, unsigned location,
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned type, unsigned counter,
+                                                    unsigned location,
                                                     unsigned long long *count) {
     struct counts counts;
     nvmlReturn_t result = see_counts(device, type, counter, &counts);
@@ -99,7 +103,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigne
 #if HAL_DRIVER >= 550
 EXPORT nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, nvmlEccSramErrorStatus_v1_t *status) {
     if (status == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    if (status->version != NVML_STRUCT_VERSION(nvmlEccSramErrorStatus_v1_t, 1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (status->version != NVML_STRUCT_VERSION(nvmlEccSramErrorStatus_v1_t, 1))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     struct sight sight;
     nvmlReturn_t result = see(device, &sight);
     if (result != NVML_SUCCESS) return result;
@@ -130,7 +135,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned *cor
     struct sight sight;
     nvmlReturn_t result = see_rows(device, &sight);
     if (result != NVML_SUCCESS) return result;
-    if (correctable == NULL || uncorrectable == NULL || pending == NULL || failed == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    if (correctable == NULL || uncorrectable == NULL || pending == NULL || failed == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
     *correctable = sight.moment.remapped_correctable;
     *uncorrectable = sight.moment.remapped_uncorrectable;
     *pending = sight.moment.remap_pending != 0;
@@ -161,7 +167,8 @@ static nvmlReturn_t see_pages(nvmlDevice_t device) {
     return result == NVML_SUCCESS && gpu->remaps_rows ? NVML_ERROR_NOT_SUPPORTED : result;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetRetiredPages(nvmlDevice_t device, unsigned cause, unsigned *count, unsigned long long *addresses) {
+EXPORT nvmlReturn_t nvmlDeviceGetRetiredPages(nvmlDevice_t device, unsigned cause, unsigned *count,
+                                              unsigned long long *addresses) {
     nvmlReturn_t result = see_pages(device);
     (void)addresses;
     if (result != NVML_SUCCESS) return result;

@@ -109,7 +109,8 @@ static nvmlReturn_t answer_rows(const struct sight *sight, nvmlFieldValue_t *fie
 /* KiB that went to other GPUs. Copies are counted where they begin: what came in is not known link by link. */
 static nvmlReturn_t answer_traffic(const struct sight *sight, nvmlFieldValue_t *field) {
     unsigned links = sight->gpu->link_count;
-    if (field->fieldId != LINK_DATA_SENT && field->fieldId != LINK_RAW_SENT) return NVML_ERROR_NOT_SUPPORTED;
+    bool sent = field->fieldId == LINK_DATA_SENT || field->fieldId == LINK_RAW_SENT;
+    if (!sent || links == 0) return NVML_ERROR_NOT_SUPPORTED;
     uint64_t kib = context_counter(sight->device, TO_PEER) / 1024;
     if (field->scopeId == ALL_LINKS) return put(field, kib);
     return field->scopeId >= links ? NVML_ERROR_INVALID_ARGUMENT : put(field, kib / links);
@@ -129,7 +130,8 @@ static nvmlReturn_t answer_link(const struct sight *sight, nvmlFieldValue_t *fie
         for (unsigned at = 0; at < gpu->link_count; at++) count += gpu->links[at].peer == HAL_NOWHERE;
         return put_small(field, count);
     }
-    if (id == CRC_FLIT_TOTAL || id == CRC_DATA_TOTAL || id == REPLAY_TOTAL || id == RECOVERY_TOTAL || id == ECC_DATA_TOTAL)
+    if (id == CRC_FLIT_TOTAL || id == CRC_DATA_TOTAL || id == REPLAY_TOTAL || id == RECOVERY_TOTAL
+        || id == ECC_DATA_TOTAL)
         return put(field, 0); /* no link counts errors in the model: it goes down, or it does not */
     if (link >= gpu->link_count) return NVML_ERROR_INVALID_ARGUMENT;
     if (id >= LINK_DL_REPLAY && id <= LINK_DL_CRC) return put(field, 0);
@@ -168,7 +170,7 @@ static nvmlReturn_t answer(const struct sight *sight, nvmlFieldValue_t *field) {
     case ECC_DATA_TOTAL:
     case LINK_DL_REPLAY ... LINK_DL_CRC:
     case LINK_GET_SPEED ... LINK_GET_VERSION: return answer_link(sight, field);
-    case LINK_DATA_SENT ... 141: return sight->gpu->link_count ? answer_traffic(sight, field) : NVML_ERROR_NOT_SUPPORTED;
+    case LINK_DATA_SENT ... 141: return answer_traffic(sight, field);
     case REMAPPED_CORRECTABLE ... REMAP_FAILED: return answer_rows(sight, field);
     case TOTAL_ENERGY:
     case 191: return put(field, (unsigned long long)(sight->moment.energy_joules * 1000));

@@ -15,7 +15,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned senso
 #if HAL_DRIVER >= 565
 EXPORT nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperature_v1_t *temperature) {
     if (temperature == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    if (temperature->version != NVML_STRUCT_VERSION(nvmlTemperature_v1_t, 1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (temperature->version != NVML_STRUCT_VERSION(nvmlTemperature_v1_t, 1))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     unsigned celsius;
     nvmlReturn_t result = nvmlDeviceGetTemperature(device, temperature->sensorType, &celsius);
     if (result == NVML_SUCCESS) temperature->temperature = (int)celsius;
@@ -24,7 +25,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperatu
 
 EXPORT nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTemperature_v1_t *margin) {
     if (margin == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    if (margin->version != NVML_STRUCT_VERSION(nvmlMarginTemperature_v1_t, 1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (margin->version != NVML_STRUCT_VERSION(nvmlMarginTemperature_v1_t, 1))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     struct sight sight;
     nvmlReturn_t result = see(device, &sight);
     if (result == NVML_SUCCESS)
@@ -135,7 +137,8 @@ EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t device, unsig
     int lock;
     nvmlReturn_t result = know(device, &gpu);
     if (result != NVML_SUCCESS) return result;
-    if (milliwatts < gpu->power_limit_min_mw || milliwatts > gpu->power_limit_max_mw) return NVML_ERROR_INVALID_ARGUMENT;
+    if (milliwatts < gpu->power_limit_min_mw || milliwatts > gpu->power_limit_max_mw)
+        return NVML_ERROR_INVALID_ARGUMENT;
     result = begin_change(gpu, &draft, &lock);
     if (result != NVML_SUCCESS) return result;
     draft.power_limit_mw = milliwatts == gpu->power_limit_own_mw ? 0 : milliwatts;
@@ -147,6 +150,7 @@ EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t device, unsig
 EXPORT nvmlReturn_t nvmlDeviceSetPowerManagementLimit_v2(nvmlDevice_t device, nvmlPowerValue_v2_t *value) {
     if (value == NULL) return NVML_ERROR_INVALID_ARGUMENT;
     if (value->version != NVML_STRUCT_VERSION(nvmlPowerValue_v2_t, 2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    return value->powerScope == 0 ? nvmlDeviceSetPowerManagementLimit(device, value->powerValueMw) : NVML_ERROR_NOT_SUPPORTED;
+    if (value->powerScope != 0) return NVML_ERROR_NOT_SUPPORTED;
+    return nvmlDeviceSetPowerManagementLimit(device, value->powerValueMw);
 }
 #endif

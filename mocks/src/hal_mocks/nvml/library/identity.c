@@ -61,7 +61,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t
     if (session.users == 0) return NVML_ERROR_UNINITIALIZED;
     if (serial == NULL || device == NULL) return NVML_ERROR_INVALID_ARGUMENT;
     for (unsigned index = 0; index < session.header->gpu_count; index++)
-        if (gpu_at(index)->serial[0] != '\0' && strcmp(gpu_at(index)->serial, serial) == 0) return hand_out(index, device);
+        if (gpu_at(index)->serial[0] != '\0' && strcmp(gpu_at(index)->serial, serial) == 0)
+            return hand_out(index, device);
     return NVML_ERROR_NOT_FOUND;
 }
 
@@ -215,7 +216,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *
     const struct hal_gpu *gpu = sight.gpu;
     if (gpu->bus_id[0] == '\0') return NVML_ERROR_NOT_SUPPORTED;
     memset(pci, 0, sizeof *pci);
-    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", gpu->domain & 0xFFFF, gpu->bus & 0xFF, gpu->device & 0xFF);
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", gpu->domain & 0xFFFF, gpu->bus & 0xFF,
+        gpu->device & 0xFF);
     snprintf(pci->busId, sizeof pci->busId, "%s", gpu->bus_id);
     pci->domain = gpu->domain;
     pci->bus = gpu->bus;

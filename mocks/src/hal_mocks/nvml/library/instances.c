@@ -73,7 +73,8 @@ static nvmlReturn_t find_profile(nvmlDevice_t device, unsigned number, const str
     return NVML_ERROR_NOT_SUPPORTED;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, unsigned number, nvmlGpuInstanceProfileInfo_t *info) {
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, unsigned number,
+                                                        nvmlGpuInstanceProfileInfo_t *info) {
     const struct hal_profile *profile;
     nvmlReturn_t result = find_profile(device, number, &profile);
     if (result != NVML_SUCCESS) return result;
@@ -93,9 +94,11 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t device, uns
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(nvmlDevice_t device, unsigned number, nvmlGpuInstanceProfileInfo_v2_t *info) {
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(nvmlDevice_t device, unsigned number,
+                                                         nvmlGpuInstanceProfileInfo_v2_t *info) {
     if (info == NULL) return NVML_ERROR_INVALID_ARGUMENT;
-    if (info->version != NVML_STRUCT_VERSION(nvmlGpuInstanceProfileInfo_v2_t, 2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (info->version != NVML_STRUCT_VERSION(nvmlGpuInstanceProfileInfo_v2_t, 2))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     const struct hal_profile *profile;
     nvmlGpuInstanceProfileInfo_t plain;
     nvmlReturn_t result = nvmlDeviceGetGpuInstanceProfileInfo(device, number, &plain);
@@ -117,7 +120,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(nvmlDevice_t device, un
 }
 
 /* Where instances of a profile may lie on the empty GPU. */
-static nvmlReturn_t put_placements(nvmlDevice_t device, unsigned id, nvmlPlacement_t *placements, unsigned *count, bool has_room) {
+static nvmlReturn_t put_placements(nvmlDevice_t device, unsigned id, nvmlPlacement_t *placements, unsigned *count,
+                                   bool has_room) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
     nvmlReturn_t result = see_profiles(device, &gpu, &managed);
@@ -132,11 +136,13 @@ static nvmlReturn_t put_placements(nvmlDevice_t device, unsigned id, nvmlPlaceme
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned id, nvmlPlacement_t *placements, unsigned *count) {
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned id,
+                                                                  nvmlPlacement_t *placements, unsigned *count) {
     return put_placements(device, id, placements, count, true);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned id, nvmlPlacement_t *placements, unsigned *count) {
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned id,
+                                                               nvmlPlacement_t *placements, unsigned *count) {
     return put_placements(device, id, placements, count, false);
 }
 
@@ -181,7 +187,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceRemainingCapacity(nvmlDevice_t devic
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t make_instance(nvmlDevice_t device, unsigned id, unsigned start, unsigned size, nvmlGpuInstance_t *made) {
+static nvmlReturn_t make_instance(nvmlDevice_t device, unsigned id, unsigned start, unsigned size,
+                                  nvmlGpuInstance_t *made) {
     struct hal_gpu *gpu;
     struct hal_managed draft;
     int lock;
@@ -203,9 +210,11 @@ EXPORT nvmlReturn_t nvmlDeviceCreateGpuInstance(nvmlDevice_t device, unsigned id
     return make_instance(device, id, HAL_NOWHERE, 0, made);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t device, unsigned id, const nvmlPlacement_t *placement,
+EXPORT nvmlReturn_t nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t device, unsigned id,
+                                                             const nvmlPlacement_t *placement,
                                                              nvmlGpuInstance_t *made) {
-    return placement == NULL ? NVML_ERROR_INVALID_ARGUMENT : make_instance(device, id, placement->start, placement->size, made);
+    if (placement == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    return make_instance(device, id, placement->start, placement->size, made);
 }
 
 nvmlReturn_t see_instance(nvmlGpuInstance_t handle, struct hal_gpu **gpu, struct hal_managed *managed) {
@@ -236,7 +245,8 @@ EXPORT nvmlReturn_t nvmlGpuInstanceDestroy(nvmlGpuInstance_t handle) {
     return !there ? NVML_ERROR_NOT_FOUND : used ? NVML_ERROR_IN_USE : NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t *found, unsigned *count) {
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned id, nvmlGpuInstance_t *found,
+                                              unsigned *count) {
     struct hal_gpu *gpu;
     struct hal_managed managed;
     nvmlReturn_t result = see_mig(device, &gpu, &managed);

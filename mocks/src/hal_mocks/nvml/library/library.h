@@ -85,6 +85,9 @@ void read_managed(struct hal_gpu *gpu, struct hal_managed *managed);
 nvmlReturn_t begin_change(struct hal_gpu *gpu, struct hal_managed *draft, int *lock);
 void end_change(struct hal_gpu *gpu, const struct hal_managed *draft, int lock, bool commit);
 
+/* Which place of a part holds: see state.h. */
+uint64_t generation_of(const uint64_t *word);
+
 struct hal_gpu *gpu_at(unsigned index);
 struct board *board_at(unsigned index);
 double clock_now(void);

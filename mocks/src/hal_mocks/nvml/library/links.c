@@ -80,7 +80,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, unsigned co
     nvmlReturn_t result = see(device, &sight);
     if (result != NVML_SUCCESS) return result;
     if (rate == NULL || counter > 1) return NVML_ERROR_INVALID_ARGUMENT;
-    struct traffic *before = &device->traffic[counter], now = {sight.now, context_counter(device, counter == 0 ? TO_HOST : TO_DEVICE)};
+    struct traffic *before = &device->traffic[counter];
+    struct traffic now = {sight.now, context_counter(device, counter == 0 ? TO_HOST : TO_DEVICE)};
     double span = now.at - before->at;
     *rate = before->at > 0 && span > 0 ? (unsigned)((double)(now.count - before->count) / span / 1024) : 0;
     *before = now;
@@ -109,7 +110,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetNvLinkVersion(nvmlDevice_t device, unsigned lin
 }
 
 /* Capabilities 0 to 5: peers, system memory, atomics with both, a bridge, valid. */
-EXPORT nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigned link, unsigned capability, unsigned *has) {
+EXPORT nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigned link, unsigned capability,
+                                                  unsigned *has) {
     struct sight sight;
     nvmlReturn_t result = see_link(device, link, &sight);
     if (result != NVML_SUCCESS) return result;
@@ -145,7 +147,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, uns
 }
 
 /* The model takes links down as a whole: none of them counts an error. */
-EXPORT nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned link, unsigned counter, unsigned long long *count) {
+EXPORT nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned link, unsigned counter,
+                                                    unsigned long long *count) {
     struct sight sight;
     nvmlReturn_t result = see_link(device, link, &sight);
     if (result != NVML_SUCCESS) return result;

@@ -88,8 +88,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAt
     const struct hal_profile *profile = &sight.gpu->profiles[instance->profile];
     unsigned slices = instance->computes[device->compute].slices;
     *attributes = (nvmlDeviceAttributes_t){
-        .multiprocessorCount = slices == profile->compute_slices ? profile->multiprocessors
-                                                                 : profile->multiprocessors / profile->compute_slices * slices,
+        .multiprocessorCount = multiprocessors_of(profile, slices),
         .sharedCopyEngineCount = profile->copy_engines,
         .sharedDecoderCount = profile->decoders,
         .sharedEncoderCount = profile->encoders,

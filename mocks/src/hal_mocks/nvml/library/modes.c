@@ -51,9 +51,15 @@ static nvmlReturn_t put_zero(nvmlDevice_t device, unsigned *value) {
     return result;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetDisplayMode(nvmlDevice_t device, unsigned *display) { return put_zero(device, display); }
-EXPORT nvmlReturn_t nvmlDeviceGetDisplayActive(nvmlDevice_t device, unsigned *active) { return put_zero(device, active); }
-EXPORT nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned *mode) { return put_zero(device, mode); }
+EXPORT nvmlReturn_t nvmlDeviceGetDisplayMode(nvmlDevice_t device, unsigned *display) {
+    return put_zero(device, display);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetDisplayActive(nvmlDevice_t device, unsigned *active) {
+    return put_zero(device, active);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned *mode) {
+    return put_zero(device, mode);
+}
 EXPORT nvmlReturn_t nvmlDeviceGetPowerSource(nvmlDevice_t device, unsigned *source) { return put_zero(device, source); }
 
 /* What the real library answers on Linux, or on a board that lacks it. */
@@ -75,7 +81,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuOperationMode(nvmlDevice_t device, unsigned 
     return lacks(device);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long *time, unsigned long *microseconds) {
+EXPORT nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, unsigned long long *time,
+                                                  unsigned long *microseconds) {
     (void)time;
     (void)microseconds;
     return lacks(device);

@@ -1,4 +1,4 @@
-/* NVML's types and numbers, as far as the stand-in speaks them: facts of the binary interface (nvml.h, nvidia-ml-py). */
+/* NVML's types and numbers, as far as the stand-in speaks them: facts of the binary interface. */
 #ifndef HAL_NVML_H
 #define HAL_NVML_H
 

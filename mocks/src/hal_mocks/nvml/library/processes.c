@@ -3,13 +3,20 @@
 
 enum { MOST_PROCESSES = 512 };
 
-static unsigned add_from(struct device *device, const char *id, unsigned instance, unsigned compute, nvmlProcessInfo_t *found, unsigned count) {
+static unsigned add_from(struct device *device, const char *id, unsigned instance, unsigned compute,
+                         nvmlProcessInfo_t *found, unsigned count) {
     const volatile uint64_t *page = contexts_of(device, id);
     if (page == NULL) return count;
     const struct hal_header *header = session.header;
     for (unsigned slot = 0; slot < header->contexts_slots && count < MOST_PROCESSES; slot++) {
         uint64_t pid = page[header->contexts_pid + slot];
-        if (is_alive(pid)) found[count++] = (nvmlProcessInfo_t){(unsigned)pid, page[header->contexts_memory + slot], instance, compute};
+        if (!is_alive(pid)) continue;
+        found[count++] = (nvmlProcessInfo_t){
+            .pid = (unsigned)pid,
+            .usedGpuMemory = page[header->contexts_memory + slot],
+            .gpuInstanceId = instance,
+            .computeInstanceId = compute,
+        };
     }
     return count;
 }
@@ -64,7 +71,9 @@ static nvmlReturn_t put_none(nvmlDevice_t device, unsigned *count) {
 }
 
 #define COMPUTE_PROCESSES(name, old_shape) \
-    EXPORT nvmlReturn_t name(nvmlDevice_t device, unsigned *count, void *list) { return put_processes(device, count, list, old_shape); }
+    EXPORT nvmlReturn_t name(nvmlDevice_t device, unsigned *count, void *list) { \
+        return put_processes(device, count, list, old_shape); \
+    }
 #define NO_PROCESSES(name) \
     EXPORT nvmlReturn_t name(nvmlDevice_t device, unsigned *count, void *list) { \
         (void)list; \
@@ -86,7 +95,8 @@ NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3)
 #if HAL_DRIVER >= 550
 EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_v1_t *list) {
     if (list == NULL || list->mode > 2) return NVML_ERROR_INVALID_ARGUMENT;
-    if (list->version != NVML_STRUCT_VERSION(nvmlProcessDetailList_v1_t, 1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (list->version != NVML_STRUCT_VERSION(nvmlProcessDetailList_v1_t, 1))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     nvmlProcessInfo_t found[MOST_PROCESSES];
     unsigned all = 0;
     nvmlReturn_t result = list->mode == 0 ? find_processes(device, found, &all) : put_none(device, &all);
@@ -95,13 +105,19 @@ EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, n
     list->numProcArrayEntries = all;
     if (room < all) return NVML_ERROR_INSUFFICIENT_SIZE;
     for (unsigned at = 0; at < all; at++)
-        list->procArray[at] = (nvmlProcessDetail_v1_t){found[at].pid, found[at].usedGpuMemory, found[at].gpuInstanceId, found[at].computeInstanceId, 0};
+        list->procArray[at] = (nvmlProcessDetail_v1_t){
+            .pid = found[at].pid,
+            .usedGpuMemory = found[at].usedGpuMemory,
+            .gpuInstanceId = found[at].gpuInstanceId,
+            .computeInstanceId = found[at].computeInstanceId,
+        };
     return NVML_SUCCESS;
 }
 #endif
 
 /* No samples were taken: what the real one says of an idle GPU. */
-EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, void *samples, unsigned *count, unsigned long long since) {
+EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, void *samples, unsigned *count,
+                                                    unsigned long long since) {
     (void)samples;
     (void)since;
     nvmlReturn_t result = put_none(device, count);

@@ -44,8 +44,10 @@ static void *map_file(const char *path, size_t least, bool *writable) {
     if (descriptor < 0) return NULL;
     struct stat status;
     void *mapped = MAP_FAILED;
-    if (fstat(descriptor, &status) == 0 && (size_t)status.st_size >= least)
-        mapped = mmap(NULL, (size_t)status.st_size, *writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, descriptor, 0);
+    if (fstat(descriptor, &status) == 0 && (size_t)status.st_size >= least) {
+        mapped = mmap(NULL, (size_t)status.st_size, PROT_READ | (*writable ? PROT_WRITE : 0), MAP_SHARED,
+                      descriptor, 0);
+    }
     close(descriptor);
     return mapped == MAP_FAILED ? NULL : mapped;
 }
@@ -109,7 +111,8 @@ static nvmlReturn_t open_session(void) {
     bool writable;
     struct hal_header *header = map_file(path, sizeof *header, &writable);
     if (header == NULL) return NVML_ERROR_DRIVER_NOT_LOADED;
-    if (memcmp(header->magic, "halnvml", 8) != 0 || header->layout != HAL_LAYOUT || header->gpu_bytes != sizeof(struct hal_gpu)) {
+    bool ours = memcmp(header->magic, "halnvml", 8) == 0;
+    if (!ours || header->layout != HAL_LAYOUT || header->gpu_bytes != sizeof(struct hal_gpu)) {
         munmap(header, sizeof *header);
         return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     }

@@ -19,7 +19,7 @@ struct hal_gpu *gpu_at(unsigned index) {
 
 struct board *board_at(unsigned index) { return &session.boards[index]; }
 
-static uint64_t generation_of(const uint64_t *word) {
+uint64_t generation_of(const uint64_t *word) {
     return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
 }
 

@@ -23,7 +23,8 @@
 
 /* The file begins with this; then the GPUs, then a matrix of their nearness: for each pair, one byte of
  * nvmlGpuTopologyLevel_t. clock_kind is 0 for the kernel's time, 1 for the word of the machine's control page that all
- * processes share, 2 for changed_at, when somebody changed something. contexts_* say at which 64-bit words a GPU's page of contexts keeps what (gpu_contexts.py). */
+ * processes share, 2 for changed_at, when somebody changed something. contexts_* say at which 64-bit words a GPU's page
+ * of contexts keeps what (gpu_contexts.py). */
 struct hal_header {
     char magic[8];
     uint32_t layout;

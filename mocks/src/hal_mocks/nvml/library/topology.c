@@ -17,7 +17,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDe
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, unsigned level, unsigned *count, nvmlDevice_t *devices) {
+EXPORT nvmlReturn_t nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, unsigned level, unsigned *count,
+                                                     nvmlDevice_t *devices) {
     struct sight sight;
     nvmlReturn_t result = see(device, &sight);
     if (result != NVML_SUCCESS) return result;
@@ -37,12 +38,14 @@ static bool linked(const struct device *one, const struct device *other) {
     const struct hal_gpu *gpu = one->gpu, *peer = other->gpu;
     for (unsigned at = 0; at < gpu->link_count && at < HAL_LINKS; at++) {
         if (gpu->links[at].peer == other->index) return true;
-        if (gpu->links[at].peer == HAL_NOWHERE && peer->link_count > 0 && peer->links[0].peer == HAL_NOWHERE) return true;
+        if (gpu->links[at].peer == HAL_NOWHERE && peer->link_count > 0 && peer->links[0].peer == HAL_NOWHERE)
+            return true;
     }
     return false;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, unsigned capability, unsigned *status) {
+EXPORT nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, unsigned capability,
+                                           unsigned *status) {
     struct sight first, second;
     nvmlReturn_t result = see_pair(one, other, &first, &second);
     if (result != NVML_SUCCESS) return result;
@@ -68,11 +71,13 @@ EXPORT nvmlReturn_t nvmlDeviceGetCpuAffinity(nvmlDevice_t device, unsigned words
     return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, unsigned words, unsigned long *set, unsigned scope) {
+EXPORT nvmlReturn_t nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, unsigned words, unsigned long *set,
+                                                        unsigned scope) {
     return scope > 1 ? NVML_ERROR_INVALID_ARGUMENT : nvmlDeviceGetCpuAffinity(device, words, set);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned words, unsigned long *set, unsigned scope) {
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned words, unsigned long *set,
+                                                unsigned scope) {
     struct hal_gpu *gpu;
     nvmlReturn_t result = know(device, &gpu);
     if (result != NVML_SUCCESS) return result;
