@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -145,8 +143,11 @@ def machine_name(profile: str, folder: str, seed: int, clock: str) -> str:
 
 
 def _stand_ins(host: Host) -> Iterator[StandIn]:
-    for wanted, name in ((bool(host.gpus), "hal_mocks.nvml"), (bool(host.upmem_ranks), "hal_mocks.upmem_sim")):
-        if wanted and importlib.util.find_spec(name) is not None:
-            module = importlib.import_module(name)
-            if hasattr(module, "stage"):
-                yield module.stage
+    if host.gpus:
+        from hal_mocks.nvml import stage as stage_nvml
+
+        yield stage_nvml
+    if host.upmem_ranks:
+        from hal_mocks.upmem_sim import stage as stage_upmem
+
+        yield stage_upmem

@@ -70,6 +70,8 @@ class Supervisor:
 
     def _update(self) -> list[Event]:
         render(self._machine)
+        if self.timeout() == 0.0:  # nobody else tells the libraries that something scheduled is due
+            self._machine.show()
         if self._identity() != self._mounted:  # forgotten and rendered anew: what is mounted is a folder without name
             show_sys(self._room)
             self._mounted = self._identity()
