@@ -227,3 +227,53 @@ def test_the_key_of_a_holder_that_was_killed_is_stale_for_its_successor(broker, 
     finally:
         successor.close()
         broker.release("next")
+
+
+FORK = """
+import os, sys
+from hal.drivers.contract import HostRoot
+from hal.drivers.guard import OpenGuard
+from hal.errors import InvalidArgument
+from hal.interfaces.deadline import Deadline
+from hal.interfaces.rnic import ALL_ACCESS
+from hal.testing.kinds.rnic_bench import connect
+from hal_rdma.driver import RdmaDriver
+driver = RdmaDriver((HostRoot(node="here"),))
+nic = driver.open(driver.discover(Deadline.after(10)).devices[0].id, OpenGuard(), Deadline.after(10))
+near, far = connect(nic, nic)
+region = nic.register(64, ALL_ACCESS)
+near.put(b"parent", region.address, region.rkey).wait(Deadline.after(10))
+near.flush().wait(Deadline.after(10))
+child = os.fork()
+if child == 0:
+    refused = 0
+    for verb in (
+        lambda: near.put(b"child!", region.address, region.rkey),
+        lambda: near.get(bytearray(8), region.address, region.rkey),
+        lambda: near.fetch_add(region.address + 8, region.rkey, 1),
+        lambda: near.send(b"x"),
+        lambda: near.recv(bytearray(8)),
+        lambda: near.fence(),
+        lambda: near.flush(),
+    ):
+        try:
+            verb()
+        except InvalidArgument as error:
+            refused += "forked" in str(error)
+    near.close()
+    region.close()
+    nic.close()
+    os._exit(refused)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+near.close(); far.close()
+print(bytes(region.view[:6]).decode())
+nic.close()
+"""
+
+
+def test_a_forked_child_is_refused_every_verb_and_takes_nothing_from_its_parent(tmp_path):
+    environ = {**os.environ, "HAL_RDMA_SOFTWARE": "a=shm", "XDG_RUNTIME_DIR": str(tmp_path)}
+    program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["7", "parent"]

@@ -18,7 +18,8 @@ from hal_rdma.ucx import declarations as c
 from hal_rdma.ucx.buffers import as_bytes
 from hal_rdma.ucx.changes import ADD, SWAP, Change
 from hal_rdma.ucx.keys import Address, open_key
-from hal_rdma.ucx.link import CHANGE, CREDIT, Link
+from hal_rdma.ucx.link import Link
+from hal_rdma.ucx.link_state import CHANGE, CREDIT
 from hal_rdma.ucx.operations import Request, finished
 from hal_rdma.ucx.quick import quick_verbs
 from hal_rdma.ucx.targets import Target, unpack
@@ -339,9 +340,7 @@ class UcxConnection:
 
     def fence(self, *, deadline: Deadline | None = None) -> None:
         """Order what was posted before in front of what is posted after."""
-        self._check()
-        if deadline is not None:
-            self._enter_handle("fence", deadline)
+        self._enter_handle("fence", deadline)
         link = self._link
         link.drain_changes(time.monotonic() + _ASKING_SECONDS)
         if not link.posted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from threading import RLock
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ class Context:
         self.device = device
         self.lock = RLock()  # finalizers of memory may run in the thread that holds it
         self._holders = 1
+        self._process = os.getpid()
         ffi, ucp = library.ffi, library.ucp
         config = ffi.new("ucp_config_h*")
         self._check(ucp.ucp_config_read(ffi.NULL, ffi.NULL, config), "ucp_config_read")
@@ -90,7 +92,9 @@ class Context:
         return Mapped(int(ffi.cast("uintptr_t", attributes.address)), told, handle[0])
 
     def unmap(self, mapped: Mapped) -> None:
-        """Deregister; memory that UCX has allocated is gone."""
+        """Deregister; memory that UCX has allocated is gone. In a forked child it is the parent's, and stays."""
+        if os.getpid() != self._process:
+            return
         with self.lock:
             self.library.ucp.ucp_mem_unmap(self.handle, mapped.handle)
         self.leave()

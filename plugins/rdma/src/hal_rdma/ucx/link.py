@@ -8,96 +8,57 @@ has been cut off.
 
 from __future__ import annotations
 
-import struct
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from hal.errors import FlushedError, TransferError
 from hal.interfaces.rnic import CompletionCode, ConnectionState
 from hal_rdma.ucx import declarations as c
 from hal_rdma.ucx.changes import decode_change
 from hal_rdma.ucx.keys import Address
+from hal_rdma.ucx.link_state import (
+    ANSWER,
+    ARRIVED,
+    ASK,
+    BROKEN,
+    BYE,
+    BYE_TOO,
+    CHANGE,
+    CHANGED,
+    CONTROL,
+    CONTROL_TAG,
+    CREDIT,
+    DATA_TAG,
+    REVOKE,
+    REVOKED,
+    LinkState,
+    settle,
+)
 from hal_rdma.ucx.operations import Request
-from hal_rdma.ucx.targets import Targets
-from hal_rdma.ucx.worker import Worker
 
-if TYPE_CHECKING:
-    from hal_rdma.ucx.transport import UcxTransport
-
-CREDIT, ARRIVED, ASK, ANSWER, REVOKE, REVOKED, BYE, BYE_TOO, BROKEN, CHANGE, CHANGED = range(1, 12)
-"""Kinds of control messages: a kind, a number, and what comes with it (a key)."""
-
-_CONTROL = struct.Struct("<BQ")
 _MOST_BYTES = 4096
-_CONTROL_TAG, _DATA_TAG = 1 << 56, 2 << 56
-TOKEN_BITS = 56
 _GOODBYE_SECONDS = 0.25
 _IN_A_ROW = 64
 
 
 class Turn(NamedTuple):
-    """What a look at a link found: something to do at once, something to do soon, or a descriptor that will speak."""
+    """What a look at a link found: something moved, something to do at once or soon, a descriptor that will speak."""
 
+    moved: bool
     busy: bool
     soon: bool
     armed: bool
 
 
-Ended = list[tuple[Request, Any, BaseException | None]]
-
-
-class Link:
+class Link(LinkState):
     """One endpoint's worker and its state; ``lock`` orders the user's thread and the one that makes progress."""
-
-    def __init__(self, transport: UcxTransport, token: int, rnr_timeout_seconds: float) -> None:
-        self.transport = transport
-        self.device = transport.device
-        self.token = token
-        self.rnr_timeout_seconds = rnr_timeout_seconds
-        self.lock = Lock()
-        self.worker = Worker(transport.context)
-        self.state = ConnectionState.INIT
-        self.error: BaseException | None = None
-        self.targets = Targets()
-        self.pending: list[Request] = []
-        self.sends: deque[tuple[memoryview, Request, float]] = deque()
-        self.sent: deque[Request] = deque()
-        self.receives: deque[tuple[memoryview, Request]] = deque()
-        self.credits: deque[int] = deque()
-        self.watchers = 0
-        self.posted = 0
-        self.quiet = False
-        """True while all that was asked for was copied: then there is nothing to flush."""
-        self.out_bytes = 0
-        self.in_bytes = 0
-        self.changes: dict[int, Request] = {}
-        self._ended: Ended = []
-        self._outgoing: list[tuple[int, Any]] = []
-        self._answers: dict[int, bool] = {}
-        self._asked = 0
-        self._revoked: set[int] = set()
-        self._peer_gone = False
-        self._failed: int | None = None
-        self._destroyed = False
-        self._control_tag = _CONTROL_TAG | token
-        self._out_control = self._out_data = 0
-        self.data_tag = _DATA_TAG | token
-
-    def order(self) -> None:
-        """Let no copy made from now on be seen before those made so far."""
-        barrier = self.transport.barrier
-        if barrier is not None:
-            barrier()
 
     # Connecting
 
     def connect(self, peer: Address) -> None:
         """Point the worker at the peer's. Raises ``TransferError`` if UCX cannot reach it."""
         with self.lock:
-            self._out_control, self._out_data = _CONTROL_TAG | peer.token, _DATA_TAG | peer.token
+            self._out_control, self._out_data = CONTROL_TAG | peer.token, DATA_TAG | peer.token
             watch = None if self.transport.shares_memory else self._notice_failure
             self.worker.connect(peer.worker, watch=watch)
             self.state = ConnectionState.RTS
@@ -111,6 +72,8 @@ class Link:
 
     def poll(self) -> None:
         """Move what can be moved, and complete what has ended. Any thread."""
+        if self.transport.forked:
+            return
         with self.lock:
             if self._destroyed:
                 return
@@ -122,7 +85,7 @@ class Link:
         """Poll for the thread that makes progress, and let the descriptor speak unless a user's thread polls itself."""
         with self.lock:
             if self._destroyed:
-                return Turn(busy=False, soon=False, armed=False)
+                return Turn(moved=False, busy=False, soon=False, armed=False)
             moved = self._advance()
             ended, self._ended = self._ended, []
             armed = self.watchers == 0 and self.worker.arm()
@@ -131,7 +94,7 @@ class Link:
                 moved or self.watchers or self.pending or self.changes or self.sends or self.sent or self._outgoing
             )
         settle(ended)
-        return Turn(busy=busy, soon=soon, armed=armed)
+        return Turn(moved=moved, busy=busy, soon=soon, armed=armed)
 
     def _advance(self) -> bool:
         worker, moved = self.worker, False
@@ -141,7 +104,7 @@ class Link:
             moved = True
         if self.state is ConnectionState.INIT:
             return moved  # what has come waits in UCX until there is a way back
-        if moved or self._asked or self.changes:
+        if moved or self._asking or self.changes:
             while (told := worker.take(self._control_tag, _MOST_BYTES)) is not None:
                 self._hear(told)
         if self.pending:
@@ -194,17 +157,8 @@ class Link:
 
     # Control messages
 
-    def tell(self, kind: int, number: int = 0, more: bytes = b"") -> None:
-        """Send a control message; the lock is held."""
-        if self.worker.ep is None or self._peer_gone:
-            return
-        told = _CONTROL.pack(kind, number) + more
-        handle = self.worker.send(self.worker.library.address_of(told), len(told), self._out_control)
-        if handle > 0:
-            self._outgoing.append((handle, told))
-
     def _hear(self, told: bytes) -> None:
-        kind, number = _CONTROL.unpack_from(told)
+        kind, number = CONTROL.unpack_from(told)
         if kind == CREDIT:
             self.credits.append(number)
             self.deliver()
@@ -212,11 +166,11 @@ class Link:
             for _ in range(min(number, len(self.sent))):
                 self._ended.append((self.sent.popleft(), None, None))
         elif kind == ASK:
-            region = self.transport.region_of(told[_CONTROL.size :])
+            region = self.transport.region_of(told[CONTROL.size :])
             granted = region is not None and region.admit(self)
             self.tell(ANSWER, number, b"\1" if granted else b"\0")
         elif kind == ANSWER:
-            self._answers[number] = told[_CONTROL.size :] == b"\1"
+            self._answers[number] = told[CONTROL.size :] == b"\1"
         elif kind == REVOKE:
             self._put_away(number)
         elif kind == REVOKED:
@@ -230,11 +184,11 @@ class Link:
         elif kind == BROKEN:
             self._hear_broken(number)
         elif kind == CHANGE:
-            self._change(number, told[_CONTROL.size :])
+            self._change(number, told[CONTROL.size :])
         elif kind == CHANGED:
             request = self.changes.pop(number, None)
             if request is not None:
-                self._ended.append((request, int.from_bytes(told[_CONTROL.size :], "little"), None))
+                self._ended.append((request, int.from_bytes(told[CONTROL.size :], "little"), None))
 
     def _hear_broken(self, code: int) -> None:
         if code == CompletionCode.LOCAL_LENGTH and self.receives:
@@ -266,14 +220,15 @@ class Link:
     def ask(self, sealed: bytes, until: float) -> bool | None:
         """Ask the key's owner whether its region lives; None if there was no answer in time."""
         with self.lock:
+            self._asking += 1
             self._asked += 1
-            number = self._asked << 1 | 1
+            number = self._asked
             self.tell(ASK, number, sealed)
         try:
             return self._wait_for(lambda: self._answers.pop(number, None), until)
         finally:
             with self.lock:
-                self._asked -= 1
+                self._asking -= 1
 
     def drain_changes(self, until: float) -> None:
         """Wait until the peer has carried out every atomic."""
@@ -330,83 +285,12 @@ class Link:
         self.out_bytes += message.nbytes
         self.sent.append(request)
 
-    # Errors
-
-    def break_(self, error: BaseException, first: Request | None = None, *, tell: bool = True) -> None:
-        """Move into the error state: ``first`` fails with ``error``, everything else is flushed. The lock is held."""
-        if first is not None:
-            self._ended.append((first, None, error if self.error is None else self.flushed(first.step)))
-        if self.state in (ConnectionState.ERROR, ConnectionState.RESET):
-            return
-        self.state = ConnectionState.ERROR
-        self.quiet = False
-        self.error = error
-        self.targets.clear()
-        if tell:
-            self.tell(BROKEN, getattr(error, "code", None) or 0)
-        self._flush_all(first)
-
-    def _flush_all(self, first: Request | None = None) -> None:
-        for _, request in self.receives:
-            self.worker.cancel(request.handle)
-        waiting: Iterable[Request] = [
-            *self.pending,
-            *self.changes.values(),
-            *(request for _, request, _ in self.sends),
-            *self.sent,
-            *(request for _, request in self.receives),
-        ]
-        for request in waiting:
-            if request is not first:
-                self._ended.append((request, None, self.flushed(request.step)))
-            if request.handle:
-                self._outgoing.append((request.handle, request.keep))
-        for queue in (self.pending, self.changes, self.sends, self.sent, self.receives):
-            queue.clear()
-
-    def lose(self, why: str) -> None:
-        """The peer's process is gone. Any thread."""
-        with self.lock:
-            if self._destroyed:
-                return
-            self._peer_gone = True
-            self.break_(self.transfer_error("use", why))
-            ended, self._ended = self._ended, []
-        settle(ended)
-
-    def refuse(self, error: BaseException) -> None:
-        """Break because of what the user's side found, such as a wrong key."""
-        with self.lock:
-            self.break_(error)
-            ended, self._ended = self._ended, []
-        settle(ended)
-
-    def transfer_error(self, step: str, why: str, code: int = CompletionCode.RETRY_EXCEEDED) -> TransferError:
-        """Return the error for what came of a transfer."""
-        return TransferError(
-            why,
-            device=self.device,
-            during=step,
-            hint="connect again with fresh addresses, once both sides run",
-            code=code,
-        )
-
-    def failure(self, step: str, status: int) -> TransferError:
-        """Return the error for a status of UCX's."""
-        return self.transfer_error(step, f"UCX: {self.worker.library.describe(status)}", CompletionCode.RETRY_EXCEEDED)
-
-    def flushed(self, step: str) -> FlushedError:
-        """Return the error of what was posted on a broken connection."""
-        why = f" ({self.error})" if self.error is not None else ""
-        return FlushedError(
-            f"the connection was already in error{why}",
-            device=self.device,
-            during=step,
-            hint="connect again with a new endpoint",
-            code=CompletionCode.FLUSHED,
-        )
-
     # The end
+
+    def orphan(self) -> None:
+        """In a forked child: leave the short ways, so that every verb finds out whose the connection is."""
+        self.quiet = False
+        self.targets.orphan()
 
     def rouse(self) -> None:
         """Let the thread that makes progress look at this link soon."""
@@ -449,12 +333,3 @@ class Link:
                 self.worker.free(handle)
             self._outgoing.clear()
             self.worker.destroy(quietly=quietly)
-
-
-def settle(ended: Ended) -> None:
-    """Complete operations, with no lock held: whoever waits may call back at once."""
-    for request, value, error in ended:
-        if error is None:
-            request.succeed(value)
-        else:
-            request.fail(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ _SOON_SECONDS = 1e-3
 _TURNS_IN_QUIET = 8
 """How many further looks a link gets after its last event: whoever was busy is busy again, and need not wake us."""
 
+_WARM_SECONDS = 100e-6
+"""How long the thread looks again and again after it moved something: requests come in streams, and waking is slow."""
 _BUSY_TURNS = 200
 """How often in a row a worker may say that it is busy before the others' processors count for more."""
 
@@ -36,6 +39,7 @@ class Progress:
         self._poller: select.epoll | None = None
         self._bell = -1
         self._sleeping = False
+        self._warm_until = 0.0
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.wakeups = 0
@@ -94,7 +98,7 @@ class Progress:
         assert poller is not None
         in_a_row = 0
         while not self._stopping:
-            at_once = 0 < in_a_row < _BUSY_TURNS
+            at_once = 0 < in_a_row < _BUSY_TURNS or time.monotonic() < self._warm_until
             self._sleeping = not at_once
             timeout = 0.0 if at_once else _SOON_SECONDS if self._soon else None
             events = poller.poll(timeout)
@@ -115,6 +119,8 @@ class Progress:
         for link, left in links.items():
             turn = link.turn()
             busy |= turn.busy
+            if turn.moved and not link.watchers:  # who waits polls by himself
+                self._warm_until = time.monotonic() + _WARM_SECONDS
             with self._lock:
                 descriptor = link.worker.descriptor
                 if self._links.get(descriptor) is not link or self._poller is None:

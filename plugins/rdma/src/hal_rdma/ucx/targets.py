@@ -103,7 +103,7 @@ class Targets:
         return target.view is None
 
     def orphan(self) -> None:
-        """Leave the short way: in a forked child the verbs shall find out whose the connection is."""
+        """Empty the short ways and touch nothing else."""
         for quick in (self.writes, self.reads, self.words):
             quick.clear()
 

@@ -18,7 +18,8 @@ from hal_rdma.ucx.declarations import SEQ_CST
 from hal_rdma.ucx.endpoint import UcxEndpoint
 from hal_rdma.ucx.keys import SECRET_BYTES, open_key, this_process
 from hal_rdma.ucx.library import Library
-from hal_rdma.ucx.link import TOKEN_BITS, Link
+from hal_rdma.ucx.link import Link
+from hal_rdma.ucx.link_state import TOKEN_BITS
 from hal_rdma.ucx.progress import Progress
 from hal_rdma.ucx.region import OwnRegion, UcxRegion, allocate, map_buffer
 from hal_rdma.ucx.targets import ORDERED
@@ -155,7 +156,7 @@ class UcxTransport:
         self.forked = True
         self.progress.abandon()
         for endpoint in self._endpoints:
-            endpoint.link.targets.orphan()
+            endpoint.link.orphan()
 
 
 class SoftwareTransport(UcxTransport):
