@@ -109,12 +109,16 @@ def test_profiles_and_placements_are_those_documented(program: Program) -> None:
         assert program("[[p.start, p.size] for p in places]") == [[start, PROFILES[id_][1]] for start in starts]
 
 
+PLACES = [(profile, start) for profile in sorted(PROFILES) for start in (None, *STARTS[profile])]
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("make"), st.sampled_from(sorted(PROFILES)), st.none() | st.integers(0, 8)),
+        st.sampled_from(PLACES).map(lambda place: ("make", *place)),
+        st.sampled_from(PLACES).map(lambda place: ("make", *place)),
+        st.tuples(st.just("make"), st.sampled_from(sorted(PROFILES)), st.integers(0, 8)),
         st.tuples(st.just("end"), st.integers(0, 7), st.none()),
     ),
-    max_size=14,
+    min_size=2,
+    max_size=16,
 )
 
 
@@ -145,7 +149,7 @@ def one_program() -> Iterator[tuple[Program, GpuBoards, str]]:
             yield program, boards, gpu
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
 def test_instances_never_overlap_and_lie_where_they_may(
     one_program: tuple[Program, GpuBoards, str], steps: list[tuple[str, int, int | None]]
