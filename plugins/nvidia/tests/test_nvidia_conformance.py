@@ -7,7 +7,6 @@ checked by name and order only.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,17 @@ def double_of_cupy(machine: NvidiaMachine) -> Any:
     )
 
 
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NvidiaMachine]:
+    """One for all checks, which leave it as they found it; every check has a driver and fences of its own."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        machine = NvidiaMachine("dgx-h100", tmp_path_factory.mktemp("nvidia"), monkeypatch)
+        machine.add_reset_tool()
+        yield machine
+
+
 class TestNvidia(GpuConformance):
     lacks = frozenset({"scrub"})
-
-    @pytest.fixture(scope="class")
-    def machine(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NvidiaMachine]:
-        """One for all checks, which leave it as they found it; every check has a driver and fences of its own."""
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            machine = NvidiaMachine("dgx-h100", tmp_path_factory.mktemp("nvidia"), monkeypatch)
-            machine.add_reset_tool()
-            yield machine
 
     @pytest.fixture
     def driver(self, machine: NvidiaMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
@@ -95,9 +95,3 @@ class TestNvidia(GpuConformance):
         whole = open_gpu(device.id)
         data = np.arange(100, dtype=np.int32)
         assert np.array_equal(whole.copy_to_host(whole.copy_to_device(data)), data)
-
-
-def test_the_machine_of_these_tests_is_no_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = NvidiaMachine("dgx-h100", tmp_path, monkeypatch)
-    assert str(tmp_path) in os.environ["HAL_MOCK_NVML_STATE"]
-    assert machine.library.readiness().ready

@@ -18,8 +18,8 @@ from hal_nvidia.board import Board
 from hal_nvidia.library import Library
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 1.0
-"""How long one GPU may keep the others waiting."""
+PATIENCE_SECONDS = (1.0, 5.0)
+"""How long one GPU may keep the others waiting, at least and at most: a busy machine is not a GPU that hangs."""
 
 
 class _Turn(Generic[T]):
@@ -49,7 +49,7 @@ def ask_all(
     while left:
         turn: _Turn[T] = _Turn()
         call = Call(_asking(library, left, work, turn), step)
-        asked = _wait(call, turn, deadline)
+        asked = _wait(call, turn, deadline, len(left))
         answers.update(turn.answers)
         errors.update(turn.errors)
         if call.finished and call.error is not None:
@@ -85,12 +85,18 @@ def _asking(
     return ask
 
 
-def _wait(call: Call[None], turn: _Turn[T], deadline: Deadline) -> int | None:
+def patience(deadline: Deadline, waiting: int) -> float:
+    """Return how many seconds the next GPU may take: a quarter of what is left, all of it if no other one waits."""
+    left = deadline.remaining_seconds
+    least, most = PATIENCE_SECONDS
+    return left if waiting <= 1 else min(left, max(least, min(left / 4, most)))
+
+
+def _wait(call: Call[None], turn: _Turn[T], deadline: Deadline, count: int) -> int | None:
     """Return None when all were asked, else the position of the GPU that does not answer."""
     while True:
         position = turn.position
-        patience = min(PATIENCE_SECONDS, deadline.remaining_seconds)
-        if call.join(Deadline.after(patience)):
+        if call.join(Deadline.after(patience(deadline, count - position))):
             return None
         if turn.position == position or deadline.expired:
             return turn.position

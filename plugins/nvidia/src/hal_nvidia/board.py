@@ -23,6 +23,7 @@ class Board:
         self.nvml: Any = None
         self.identity: dict[str, Attribute] = {}
         self.links: tuple[int, ...] = ()
+        self.all_up: list[int] = []
         self.links_seen_up: set[int] = set()
         self.stuck: Call[Any] | None = None
         self.lost = False

@@ -105,6 +105,7 @@ class Boards:
                 raise
             return None
         board.links = tuple(link.number for link in links)
+        board.all_up = [1] * len(links)
         board.links_seen_up |= {link.number for link in links if link.up or link.switch or link.peer is not None}
         return uuid
 

@@ -39,6 +39,8 @@ _RADIUS = {2: Radius.NODE, 3: Radius.LINK, 5: Radius.FABRIC, 7: Radius.NODE}
 
 def judge(board: Board, found: s.Reading, now: float) -> list[Condition]:
     """Return the conditions that hold on a GPU that answers."""
+    if _is_well(board, found):
+        return []
     conditions: list[Condition] = []
     _memory(board, found, now, conditions)
     _links(board, found, now, conditions)
@@ -52,7 +54,9 @@ def judge(board: Board, found: s.Reading, now: float) -> list[Condition]:
             conditions.append(_condition(board, "PowerBrake", Severity.WARN, text, now))
     if board.xids:
         conditions.extend(remembered(board, now))
-    if any(isinstance(value, Exception) and e.code_of(value) == e.RESET_REQUIRED for value in found.values()):
+    if found.get("failed") and any(
+        e.code_of(v) == e.RESET_REQUIRED for v in found.values() if isinstance(v, Exception)
+    ):
         text = "NVML answers that the GPU must be reset"
         conditions.append(_condition(board, "ResetRequired", Severity.CRITICAL, text, now, Action.RESET))
     action = found.get(s.RECOVERY_ACTION)
@@ -70,6 +74,25 @@ def judge(board: Board, found: s.Reading, now: float) -> list[Condition]:
             )
         )
     return conditions
+
+
+def _is_well(board: Board, found: s.Reading) -> bool:
+    """True if a short look finds nothing: of most GPUs, at most times, there is nothing to say."""
+    try:
+        return (
+            found["remapped"][2:] == (0, 0)
+            and found["uncorrected"] == 0
+            and found[s.RECOVERY_ACTION] == 0
+            and not found["reasons"] & (_THERMAL | _POWER_BRAKE)
+            and found["pcie_width"] == found["pcie_max_width"]
+            and found["pcie_generation"] == found["pcie_max_generation"]
+            and found["nvlinks"] == board.all_up
+            and len(board.links_seen_up) == len(board.links)
+            and not board.xids
+            and not found["failed"]
+        )
+    except (KeyError, TypeError, AttributeError):  # something was not told: look closely
+        return False
 
 
 def _memory(board: Board, found: s.Reading, now: float, conditions: list[Condition]) -> None:
@@ -130,14 +153,15 @@ def _links(board: Board, found: s.Reading, now: float, conditions: list[Conditio
             _condition(board, "LinkDegraded", Severity.DEGRADED, text, now, Action.DRAIN_RESET, radius=Radius.LINK)
         )
     down: list[int] = []
-    for link in board.links:
-        state = found.get(("nvlink", link))
-        if not isinstance(state, int):
-            continue
-        if state == _UP:
-            board.links_seen_up.add(link)
-        elif link in board.links_seen_up:
-            down.append(link)
+    states = found.get("nvlinks", ())
+    if board.links and (len(board.links_seen_up) < len(board.links) or states != board.all_up):
+        for link, state in zip(board.links, states, strict=False):
+            if not isinstance(state, int):
+                continue
+            if state == _UP:
+                board.links_seen_up.add(link)
+            elif link in board.links_seen_up:
+                down.append(link)
     if down:
         numbers = ", ".join(map(str, down))
         text = f"{len(down)} of {len(board.links)} NVLinks are down: {numbers}"

@@ -7,6 +7,7 @@ A call that this board or driver can never answer is asked once and then left ou
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +30,8 @@ FIELDS = (
 """Field ids of nvml.h that one call of ``nvmlDeviceGetFieldValues`` asks for."""
 
 _FIELD = struct.Struct("=IIqqIIQ")  # nvmlFieldValue_t: id, scope, timestamp, latency, type of value, return code, value
-_UNSIGNED_INT, _DOUBLE = 1, 0
+_UNSIGNED_INT = 1
+_WORD_BYTES = ctypes.sizeof(ctypes.c_ulonglong)
 
 CALLS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("utilization", "nvmlDeviceGetUtilizationRates", ()),
@@ -51,6 +53,8 @@ CALLS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 """Name, function and arguments after the handle: sensor 0 is the GPU's own; clock 1 the multiprocessors', 2 memory's;
 error type 1 uncorrected, counter 0 since the last reset.
 """
+_OF_SEVERAL = frozenset({"utilization", "memory", "remapped"})
+"""Those that give a structure, or several numbers; all others give one number."""
 _FIXED: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("sm_max_clock", "nvmlDeviceGetMaxClockInfo", (1,)),
     ("pcie_max_generation", "nvmlDeviceGetMaxPcieLinkGeneration", ()),
@@ -59,97 +63,148 @@ _FIXED: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 _OLDER = {"reasons": "nvmlDeviceGetCurrentClocksThrottleReasons"}  # the name before driver 535
 
 Reading = dict[Any, Any]
-"""What was read by name (``power``), by number for fields (``230``), and ``("nvlink", 3)`` for a link's state: the
-value as the binding gives it, or the error."""
+"""What was read by name (``power``), and by number for fields (``230``): the value as the binding gives it, or the
+error. ``nvlinks`` are the states of the links, in the order of the sampler's; ``failed`` is true if a call failed that
+is not known to fail always.
+"""
 
 
 class Sampler:
-    """The calls for one GPU, bound to its handle."""
+    """The calls for one GPU, bound to its handle.
+
+    Most of them ask for one number, where the binding's own work is more than half of the time. So they go to the
+    library's functions themselves, which write into an array; what an error means is asked of the binding.
+    """
 
     def __init__(self, nvml: Any, handle: Any, links: tuple[int, ...] = ()) -> None:
         self._nvml = nvml
         self._handle = handle
         self._links = links
-        self._calls: list[tuple[Any, Callable[[], Any]]] = []
         self._fixed: Reading = {}
         self._fields: tuple[int, ...] = FIELDS
+        self._field_values: Any = None
+        self._calls: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._structures: dict[str, Callable[[], Any]] = {}
+        self._numbers: tuple[str, ...] = ()
+        self._words: Any = None
+        self._bare: list[Callable[[], int]] | None = None
         self.arm()
 
     def arm(self) -> None:
         """Ask for everything again at the next look: modes may have changed what can be answered."""
-        self._fixed = {}
-        self._fields = FIELDS
-        self._calls = []
-        for name, function, arguments in CALLS:
-            self._bind(name, function, *arguments)
-        for link in self._links:
-            self._bind(("nvlink", link), "nvmlDeviceGetNvLinkState", link)
+        self._fixed = {"failed": False}
+        self._fields, self._field_values = FIELDS, None
+        self._calls = {name: (function, arguments) for name, function, arguments in CALLS}
         for name, function, arguments in _FIXED:
             self._fixed[name] = self._once(function, *arguments)
+        self._bind()
 
-    def _bind(self, name: Any, function: str, *arguments: int) -> None:
-        call = getattr(self._nvml, function, None)
-        if call is None:
-            self._fixed[name] = self._nvml.NVMLError(e.FUNCTION_NOT_FOUND)
-        else:
-            self._calls.append((name, partial(call, self._handle, *arguments)))
+    def _bind(self) -> None:
+        self._structures = {
+            name: partial(getattr(self._nvml, function), self._handle, *arguments)
+            for name, (function, arguments) in self._calls.items()
+            if name in _OF_SEVERAL
+        }
+        self._numbers = tuple(name for name in self._calls if name not in _OF_SEVERAL)
+        asked = [self._calls[name] for name in self._numbers]
+        asked += [("nvmlDeviceGetNvLinkState", (link,)) for link in self._links]
+        # A function that gives a number of 32 bits leaves the upper half of its word zero (x86 and Arm alike).
+        words = self._words = (ctypes.c_ulonglong * len(asked))()
+        functions = [getattr(getattr(self._nvml, "nvmlLib", None), function, None) for function, _ in asked]
+        self._bare = None
+        if None not in functions:
+            self._bare = [
+                partial(call, self._handle, *map(ctypes.c_uint, arguments), ctypes.byref(words, place * _WORD_BYTES))
+                for place, (call, (_, arguments)) in enumerate(zip(functions, asked, strict=True))
+                if call is not None
+            ]
 
     def _once(self, function: str, *arguments: int) -> Any:
+        call = getattr(self._nvml, function, None)
+        if call is None:
+            return self._nvml.NVMLError(e.FUNCTION_NOT_FOUND)
         try:
-            return getattr(self._nvml, function)(self._handle, *arguments)
+            return call(self._handle, *arguments)
         except Exception as error:  # a guard around the library: what it reports is kept as the value's absence
-            if e.code_of(error) is None:
+            if e.code_of(error) is None or e.code_of(error) in e.LOST:
                 raise
             return error
 
     def read(self) -> Reading:
         """Make the calls. Raises what NVML raises only if the GPU is lost: then nothing else is worth asking."""
-        found = dict(self._fixed)
-        for name, call in self._calls:
-            try:
+        found = self._fixed.copy()
+        codes = [call() for call in self._bare] if self._bare is not None else [e.FUNCTION_NOT_FOUND]
+        if any(codes):
+            self._read_each(found)
+        else:
+            values = self._words[:]
+            found.update(zip(self._numbers, values, strict=False))
+            found["nvlinks"] = values[len(self._numbers) :]
+        try:
+            for name, call in self._structures.items():
                 found[name] = call()
-            except Exception as error:  # a guard around the library: what it reports is kept as the value's absence
-                self._note(found, name, error)
+        except Exception as error:  # a guard around the library: what one call reports is that value's absence
+            if e.code_of(error) is None or e.code_of(error) in e.LOST:
+                raise
+            self._read_each(found)
         if self._fields:
             self._read_fields(found)
         return found
 
-    def _note(self, found: Reading, name: Any, error: Exception) -> None:
-        code = e.code_of(error)
-        if code is None or code in e.LOST:
-            raise error
-        found[name] = error
-        if code in e.NEVER:
-            self._calls = [call for call in self._calls if call[0] != name]
-            older = _OLDER.get(name)
-            if code == e.FUNCTION_NOT_FOUND and older is not None and not self._fixed.get(name):
-                self._bind(name, older)
-                found[name] = self._once(older)
-            else:
-                self._fixed[name] = error
+    def _read_each(self, found: Reading) -> None:
+        """Ask for one after the other through the binding; leave out from now on what can never be answered."""
+        found["failed"] = True
+        before = len(self._calls)
+        for name, (function, arguments) in tuple(self._calls.items()):
+            found[name] = answer = self._once(function, *arguments)
+            if isinstance(answer, Exception) and e.code_of(answer) in e.NEVER:
+                self._leave_out(found, name, answer)
+        found["nvlinks"] = [self._once("nvmlDeviceGetNvLinkState", link) for link in self._links]
+        if len(self._calls) != before:
+            self._bind()
+
+    def _leave_out(self, found: Reading, name: str, answer: Exception) -> None:
+        older = _OLDER.get(name)
+        if older is not None and self._calls[name][0] != older:
+            found[name] = self._once(older)
+            if not isinstance(found[name], Exception):
+                self._calls[name] = (older, ())
+                self._bind()
+                return
+        del self._calls[name]
+        self._fixed[name] = answer
 
     def _read_fields(self, found: Reading) -> None:
-        try:
-            values = self._nvml.nvmlDeviceGetFieldValues(self._handle, self._fields)
-        except Exception as error:  # the same guard: an older driver has no fields at all
-            code = e.code_of(error)
-            if code is None or code in e.LOST:
-                raise
-            found.update(dict.fromkeys(self._fields, error))
-            if code in e.NEVER:
-                self._fixed.update(dict.fromkeys(self._fields, error))
+        values = self._ask_fields()
+        if isinstance(values, Exception):
+            if e.code_of(values) in e.LOST:
+                raise values
+            found.update(dict.fromkeys(self._fields, values))
+            if e.code_of(values) in e.NEVER:
+                self._fixed.update(dict.fromkeys(self._fields, values))
                 self._fields = ()
             return
-        unsupported = False
+        never = False
         for number, _, _, _, kind, code, value in _FIELD.iter_unpack(values):
             if code == 0:
                 found[number] = value & 0xFFFFFFFF if kind == _UNSIGNED_INT else value
-            else:
-                found[number] = self._nvml.NVMLError(code)
-                unsupported = unsupported or code in e.NEVER
-        if unsupported:
-            for number in self._fields:
-                answer = found.get(number)
-                if isinstance(answer, Exception) and e.code_of(answer) in e.NEVER:
-                    self._fixed[number] = answer
+                continue
+            found[number] = self._nvml.NVMLError(code)
+            if code in e.NEVER:
+                self._fixed[number] = found[number]
+                never = True
+        if never:
             self._fields = tuple(number for number in self._fields if number not in self._fixed)
+            self._field_values = None
+
+    def _ask_fields(self) -> Any:
+        """Return the array of fields as the library filled it, or its error; the ids in it are written once."""
+        call = getattr(getattr(self._nvml, "nvmlLib", None), "nvmlDeviceGetFieldValues", None)
+        if call is None:
+            return self._nvml.NVMLError(e.FUNCTION_NOT_FOUND)
+        if self._field_values is None:
+            self._field_values = (self._nvml.c_nvmlFieldValue_t * len(self._fields))()
+            for value, number in zip(self._field_values, self._fields, strict=True):
+                value.fieldId = number
+        code = call(self._handle, ctypes.c_int(len(self._fields)), self._field_values)
+        return self._nvml.NVMLError(code) if code else self._field_values
