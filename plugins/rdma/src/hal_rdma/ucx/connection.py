@@ -220,8 +220,10 @@ class UcxConnection:
                 return self._fail(step)
             if not alive:
                 return self._refuse(step, "the key's region is closed")
+            status = c.INVALID_ADDR
             with self._link.lock:
-                if self._link.state is ConnectionState.RTS:
+                # Under the lock the owner cannot have heard that the key was put away: the region is there still.
+                if self._link.state is ConnectionState.RTS and key.region not in self._targets.dead:
                     status, target = unpack(key, self._link.worker.ep, self._library)
                     if target is not None:
                         self._targets.add(sealed, target, atomics=self._library.atomics is not None)
