@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ class Counters(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
+    os.environ.setdefault("HAL_UPMEM_LOCKS", f"{_folder().name}/locks")  # nobody else's ranks
     lib = ctypes.CDLL(str(libdpu()))
     lib.dpu_error_to_string.restype = ctypes.c_void_p
     lib.dpu_sim_last_error.restype = ctypes.c_char_p
@@ -186,7 +188,9 @@ def build_host(source: Path, target: Path) -> None:
 
     library_folder = libdpu().parent
     subprocess.run(
-        ("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{HOST_HEADERS}", str(source), "-o", str(target))
-        + (f"-L{library_folder}", f"-Wl,-rpath,{library_folder}", "-ldpu"),
+        (
+            *("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{HOST_HEADERS}", str(source), "-o", str(target)),
+            *(f"-L{library_folder}", f"-Wl,-rpath,{library_folder}", "-ldpu"),
+        ),
         check=True,
     )

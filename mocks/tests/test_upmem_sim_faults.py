@@ -123,7 +123,7 @@ def test_a_dpu_in_fault_runs_again_only_after_a_load() -> None:
         dpus.load(program)
         with pytest.raises(Error):
             dpus.launch()
-        with pytest.raises(Error, match="in fault since its last run.*load the program again"):
+        with pytest.raises(Error, match=r"in fault since its last run.*load the program again"):
             dpus.launch()
         dpus.load(program)
         dpus.broadcast("bad", bytes(4))
@@ -136,7 +136,7 @@ def test_only_the_dpu_that_errs_is_in_fault() -> None:
     with allocated(3) as dpus:
         dpus.load(program)
         dpus.push("bad", [bytes(4), b"\1\0\0\0", bytes(4)])
-        with pytest.raises(Error, match="dpu 1 of dpu_rank0: tasklet 0: halt$"):
+        with pytest.raises(Error, match=r"dpu 1 of dpu_rank0: tasklet 0: halt$"):
             dpus.launch()
         assert [dpus.fault(each)[0] for each in range(3)] == ["", "tasklet 0: halt", ""]
 

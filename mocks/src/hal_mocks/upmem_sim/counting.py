@@ -33,14 +33,11 @@ def count_instructions(assembly: str) -> tuple[str, int]:
 
 def _blocks(lines: list[str]) -> Iterator[tuple[int, int, int]]:
     """Yield for each straight piece its first line, its weight when it runs, and its length in the unit's memory."""
-    in_text, in_source = True, False
+    in_text = True
     head, weight, size = -1, 0, 0
     for number, line in enumerate(lines):
         text = line.strip()
-        if text.startswith("#"):
-            in_source = text == "#APP" or (in_source and text != "#NO_APP")
-            continue
-        if not text:
+        if not text or text.startswith("#"):
             continue
         ends = False
         section = _SECTION.match(text)

@@ -21,9 +21,9 @@
 /* The compiler knows one address space; a tasklet that dereferences MRAM reaches it all the same. */
 #define __mram_ptr
 #define __mram __section(".mram") __dma_aligned __used
-#define __mram_keep __mram
+#define __mram_keep __section(".mram.keep") __dma_aligned __used
 /* The name begins with .bss so that large arrays take no room in the file. */
 #define __mram_noinit __section(".bss.__mram_noinit") __dma_aligned __used
-#define __mram_noinit_keep __mram_noinit
+#define __mram_noinit_keep __section(".bss.__mram_noinit.keep") __dma_aligned __used
 
 #endif
