@@ -155,7 +155,7 @@ bool links_down(const struct sight *sight) {
     if (moment->links_down) return true;
     if (moment->flap_seconds <= 0) return false;
     double turns = (sight->now - moment->flap_onset) / moment->flap_seconds;
-    return turns - (double)(int64_t)turns < 0.5;
+    return turns < 1e15 && turns - (double)(int64_t)turns < 0.5;
 }
 
 bool any_instance(const struct hal_managed *managed) {
