@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hal.errors import FlushedError, RemoteAccessError, TransferError
 from hal.interfaces.rnic import ALL_ACCESS, Access, CompletionCode, Gid
 from hal_rdma.verbs.binding import DEBIAN, why_no_binding
+from hal_rdma.verbs.buffers import address_of, bytes_of
 from hal_rdma.verbs.endpoint import best_gid, gid_bytes, gid_text
 from hal_rdma.verbs.timing import ACK_RETRIES, ACK_TIMEOUT, FOREVER, PULSE_SECONDS, RNR_TIMERS_MS, plan_rnr
 from hal_rdma.verbs.wire import Address, RemoteKey, pack_address, pack_key, unpack_address, unpack_key
@@ -137,6 +139,12 @@ def test_a_completions_status_is_a_typed_error_with_its_code(status: int, kind: 
     assert (error.code, error.device, error.during) == (status, "rnic-x", "put")
     assert error.hint
     assert CompletionCode.REMOTE_ACCESS == 10
+
+
+@given(st.binary(min_size=1, max_size=64), st.booleans())
+def test_a_buffers_address_is_where_its_bytes_are(data: bytes, writable: bool) -> None:
+    view = bytes_of(bytearray(data) if writable else data, "rnic-x", "put")
+    assert ctypes.string_at(address_of(view), view.nbytes) == data
 
 
 def test_a_missing_pyverbs_names_its_package(tmp_path: Path) -> None:

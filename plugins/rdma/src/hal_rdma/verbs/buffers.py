@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, cast
 
 from hal.errors import InvalidArgument
@@ -29,8 +30,10 @@ def bytes_of(memory: Readable, device: str, step: str, *, writable: bool = False
 
 def address_of(view: memoryview) -> int:
     """Return where a buffer lies; it stays there while the view lives."""
-    import numpy as np
-
     if not view.nbytes:
         return 0
+    if not view.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    import numpy as np  # which also sees what may not be written, and is no small thing to load
+
     return cast(int, np.frombuffer(view, np.uint8).__array_interface__["data"][0])
