@@ -128,7 +128,17 @@ def test_a_gpu_that_was_lost_before_anybody_looked_hides_no_other(machine: Nvidi
     found = machine.driver().discover(Deadline.after(SOON))
     live = [device for device in found.devices if device.presence is Presence.PRESENT]
     assert len(live) == 7
-    assert found.problems or len(found.devices) == 8, "it is told of: as a ghost if it has a name, else as a problem"
+    (ghost,) = [device for device in found.devices if device.presence is Presence.GHOST]
+    assert (ghost.health, ghost.allocatable) == (Health.FAILED, False)
+    assert [condition.type for condition in ghost.conditions] == ["DeviceLost"]
+
+
+def test_a_gpu_without_a_name_gets_it_back_with_its_answer(machine: NvidiaMachine) -> None:
+    fault = machine.inject(2, FaultType.LOST)
+    driver = machine.driver()
+    assert len(devices_of(driver)) == 8
+    machine.machine.heal(id=fault.id)
+    assert devices_of(driver).keys() == set(machine.uuids)
 
 
 @pytest.mark.parametrize("branch", [470])

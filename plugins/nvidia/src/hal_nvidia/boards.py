@@ -12,11 +12,9 @@ from hal.errors import DeadlineExceeded, DeviceGone, DeviceNotFound
 from hal.interfaces.deadline import Deadline
 from hal_nvidia import errors as e
 from hal_nvidia.board import Board, pci_address, text
-from hal_nvidia.describe import NAME, Places, identify, kernel_uuid
+from hal_nvidia.describe import NAME, Places, identify, kernel_addresses, kernel_uuid
 from hal_nvidia.library import Library
 from hal_nvidia.nvlink import find_links
-
-_NOT_A_GPU = ""
 
 
 class Boards:
@@ -59,26 +57,36 @@ class Boards:
     def _enumerate(self, places: Places) -> tuple[Problem, ...]:
         problems: list[Problem] = []
         seen: set[str] = set()
+        silent: list[int] = []
+        for board in self:
+            if not board.address:
+                del self._boards[board.uuid]  # a GPU without a name is counted anew at every look
         with self.library.in_use() as nvml:
             for index in range(nvml.nvmlDeviceGetCount()):
                 uuid = self._adopt(nvml, index, problems)
                 if uuid:
                     seen.add(uuid)
-        addresses = {self._boards[uuid].address for uuid in seen}
-        for address in places.nvidia:
-            if address not in addresses and not any(board.address == address for board in self):
-                uuid = kernel_uuid(address)
-                if uuid is not None:
-                    ghost = Board(uuid, address)
-                    ghost.index = len(self._boards)
-                    self._boards[uuid] = ghost
                 else:
-                    problems.append(
-                        _problem(f"NVML does not tell of the GPU at {address}, nor does the kernel its UUID")
-                    )
+                    silent.append(index)
         for board in self:
             board.lost = board.uuid not in seen
+        self._add_ghosts(places, silent)
         return tuple(problems)
+
+    def _add_ghosts(self, places: Places, silent: list[int]) -> None:
+        """Keep a place for GPUs that NVML counts or the kernel lists, and that do not say who they are."""
+        known = {board.address for board in self}
+        for address in sorted({*places.nvidia, *kernel_addresses()} - known):
+            uuid = kernel_uuid(address)
+            if uuid is not None and uuid not in self._boards:
+                self._ghost(uuid, address, len(self._boards))
+        lost = sum(board.lost for board in self)
+        for index in silent[lost:]:
+            self._ghost(f"{places.node}/{NAME}{index}", "", index)
+
+    def _ghost(self, uuid: str, address: str, index: int) -> None:
+        ghost = self._boards[uuid] = Board(uuid, address)
+        ghost.index, ghost.lost = index, True
 
     def _adopt(self, nvml: Any, index: int, problems: list[Problem]) -> str | None:
         try:

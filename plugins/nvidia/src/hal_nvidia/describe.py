@@ -167,15 +167,25 @@ class Places:
     def _by_address(functions: Any) -> list[Function]:
         return sorted(functions, key=lambda function: function.address)
 
+    @property
+    def node(self) -> str:
+        """The machine's name."""
+        return self._host.node
+
     def name(self, address: str, index: int) -> str:
-        """Return a GPU's short name, as host discovery numbers the GPUs of all vendors."""
+        """Return a GPU's short name, as host discovery numbers the GPUs of all vendors.
+
+        One of which nothing is known but NVML's number has the name of its device file.
+        """
+        if not address:
+            return f"{NAME}{index}"
         return f"gpu{self._numbers.get(address, index)}"
 
     def locate(self, address: str) -> Location:
         """Return where a function is; what sysfs does not tell is left open."""
         function = self._functions.get(address)
         if function is None or self._scan is None:
-            return Location(node=self._host.node, rack=self._host.rack, pci_address=address)
+            return Location(node=self._host.node, rack=self._host.rack, pci_address=address or None)
         return self._scan.locate(function)
 
     def facts(self, address: str) -> dict[str, Attribute]:
@@ -201,6 +211,9 @@ def gpu_device(
     """Return a GPU as a device; conditions and presence are added by the driver."""
     location = places.locate(board.address)
     attributes = {**places.facts(board.address), **board.identity, **facts}
+    if not board.identity:  # lost before it told anything
+        attributes["model"] = absent(Absence.DEVICE_LOST, e.SOURCE)
+        attributes["uuid"] = known(board.uuid, "proc") if board.address else absent(Absence.DEVICE_LOST, e.SOURCE)
     memory = attributes.get("memory_bytes")
     coherent = board.identity.get("coherent")
     if coherent is not None and coherent.value is True and location.numa_node is not None:
@@ -211,7 +224,7 @@ def gpu_device(
         name=places.name(board.address, board.index),
         driver=NAME,
         location=location,
-        aliases=(f"pci:{board.address}", f"uuid:{board.uuid}"),
+        aliases=(f"pci:{board.address}", f"uuid:{board.uuid}") if board.address else (),
         attributes=attributes,
         capacity={"memory_bytes": memory.value} if memory is not None and isinstance(memory.value, int) else {},
         links=links,
@@ -244,6 +257,14 @@ def partition_device(gpu: Device, partition: Partition, multiprocessors: int | N
         parent=gpu.id,
         allocatable=gpu.allocatable,
     )
+
+
+def kernel_addresses(root: str | None = None) -> tuple[str, ...]:
+    """Return the addresses of the GPUs that the kernel driver has taken, whether or not they still answer."""
+    try:
+        return tuple(sorted(os.listdir(os.path.join(root or "/", "proc", "driver", "nvidia", "gpus"))))
+    except OSError:
+        return ()
 
 
 def kernel_uuid(address: str, root: str | None = None) -> str | None:
