@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.drivers.contract import HostRoot
@@ -70,6 +70,7 @@ def test_a_driver_without_counters_has_absences_with_their_reason(tmp_path: Path
     assert found["link_downed"].source == "sysfs:hw_counters/link_downed"
 
 
+@settings(deadline=None)
 @given(before=st.integers(0, (1 << 64) - 1), more=st.integers(0, 1 << 24), bits=st.sampled_from([32, 64]))
 def test_a_wrap_is_counted_exactly(before: int, more: int, bits: int) -> None:
     before %= 1 << bits
@@ -77,6 +78,7 @@ def test_a_wrap_is_counted_exactly(before: int, more: int, bits: int) -> None:
     assert growth("port_xmit_packets", before, now, 1 << 26) == more
 
 
+@settings(deadline=None)
 @given(before=st.integers(0, (1 << 64) - 1), now=st.integers(0, (1 << 64) - 1), most=st.integers(0, 1 << 40))
 def test_growth_is_never_negative_and_never_more_than_possible(before: int, now: int, most: int) -> None:
     for name in ("port_xmit_data_bytes", "symbol_error", "link_downed"):
@@ -134,6 +136,7 @@ def test_a_flapping_link_is_suppressed_until_its_penalty_has_decayed() -> None:
     assert judge_history("n", port(), history, 3.0 + 3 * HALF_LIFE_SECONDS) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 10_000), max_size=40).map(sorted), st.floats(10_000, 20_000))
 def test_damping_is_that_of_the_mock(downs: list[float], now: float) -> None:
     mine, theirs = damp(downs, now), damping(downs, now)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.errors import FlushedError, RemoteAccessError, TransferError
@@ -48,22 +48,26 @@ ADDRESSES = st.builds(
 KEY = RemoteKey(4096, 8192, ALL_ACCESS, 0x1234, b"session1")
 
 
+@settings(deadline=None)
 @given(KEYS)
 def test_a_key_comes_back_as_it_was(key: RemoteKey) -> None:
     assert unpack_key(pack_key(key)) == key
 
 
+@settings(deadline=None)
 @given(ADDRESSES)
 def test_an_address_comes_back_as_it_was(address: Address) -> None:
     assert unpack_address(pack_address(address)) == address
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_bytes_that_nobody_packed_are_neither(data: bytes) -> None:
     assert unpack_key(data) is None
     assert unpack_address(data) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 287), st.data())
 def test_a_key_with_one_bit_changed_or_cut_is_none(bit: int, data: st.DataObject) -> None:
     packed = bytearray(pack_key(KEY))
@@ -76,6 +80,7 @@ def test_a_key_is_no_address() -> None:
     assert unpack_address(pack_key(KEY)) is None
 
 
+@settings(deadline=None)
 @given(st.floats(0, 3600))
 def test_patience_is_never_shorter_than_asked_for(seconds: float) -> None:
     plan = plan_rnr(seconds)
@@ -125,6 +130,7 @@ def test_no_gid_is_none() -> None:
     assert best_gid(()) is None
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16))
 def test_a_gids_text_and_bytes_say_the_same(data: bytes) -> None:
     assert gid_bytes(gid_text(data)) == data
@@ -141,6 +147,7 @@ def test_a_completions_status_is_a_typed_error_with_its_code(status: int, kind: 
     assert CompletionCode.REMOTE_ACCESS == 10
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64), st.booleans())
 def test_a_buffers_address_is_where_its_bytes_are(data: bytes, writable: bool) -> None:
     view = bytes_of(bytearray(data) if writable else data, "rnic-x", "put")
