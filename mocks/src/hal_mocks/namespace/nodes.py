@@ -58,8 +58,12 @@ def rendered(root: str) -> list[str]:
 def place(root: str, name: str) -> None:
     """Make one node."""
     where, source = f"{_DEV}/{name}", f"{root}/dev/{name}"
-    os.makedirs(os.path.dirname(where), exist_ok=True)
-    filled = os.path.exists(source) and os.path.getsize(source) > 0
+    if "/" in name:
+        os.makedirs(os.path.dirname(where), exist_ok=True)
+    try:
+        filled = os.stat(source).st_size > 0
+    except OSError:
+        filled = False
     _show(source if filled else f"{_DEV}/null", where, False)
 
 
@@ -97,5 +101,6 @@ def _show(source: str, where: str, folder: bool) -> None:
     if folder:
         os.makedirs(where, exist_ok=True)
     else:
-        os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(FileExistsError):
+            os.mknod(where, 0o600)
     bind(source, where)
