@@ -164,9 +164,11 @@ def test_without_a_state_file_there_is_no_driver(tmp_path: Path, hal_machine: Ma
         assert program("error(n.nvmlDeviceGetCount)") == pynvml.NVML_ERROR_UNINITIALIZED
 
 
-def test_a_file_of_another_layout_is_a_mismatch(hal_machine: Machine) -> None:
+def test_a_file_of_another_layout_is_a_mismatch(hal_machine: Machine, tmp_path: Path) -> None:
     environ = nvml.stage(hal_machine, HOST)
-    Path(environ[nvml.STATE]).write_bytes(b"halnvml\0" + bytes(4096))
+    other = tmp_path / "other.state"
+    other.write_bytes(b"halnvml\0" + bytes(4096))
+    other.replace(environ[nvml.STATE])
     with Program(environ, "--no-init") as program:
         assert program("error(n.nvmlInit)") == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
     with Program(nvml.stage(hal_machine, HOST)) as program:

@@ -34,8 +34,10 @@ STATE = "HAL_MOCK_NVML_STATE"
 DRIVER = "HAL_MOCK_NVML_DRIVER"
 """The variable that chooses the driver's branch, and with it which functions there are."""
 
-_FLAGS = ("-O1", "-g0", "-fvisibility=hidden")  # more would make the first use longer, and no call shorter
 DRIVERS = (470, 515, 535, 550, 565, 580)
+
+# More optimisation would make the first use longer, and no call shorter. The name lets a preload stand for the library.
+_FLAGS = ("-O1", "-g0", "-fvisibility=hidden", f"-Wl,-soname,{NAME}")
 _BOARDS: WeakKeyDictionary[Machine, GpuBoards] = WeakKeyDictionary()
 
 
