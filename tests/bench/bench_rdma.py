@@ -20,7 +20,7 @@ from typing import Any
 from tests.bench.rows import Row
 
 _SMALL, _LARGE = 64, 1 << 20
-_ROUNDS, _NUMBER = 400, 128
+_ROUNDS, _NUMBER = 2000, 50
 _PEER = Path(__file__).with_name("ucxx_peer.py")
 Work = Callable[[], object]
 
@@ -133,16 +133,17 @@ def _shared_memory(folder: Path) -> Iterator[Row]:
     bench = _Bench(folder, "shm")
     bare = _Bare(bench)
     connection, address, rkey = bench.connection, bench.far["address"], bench.far["rkey"]
-    local = bytearray(_SMALL)
+    local, word = bytearray(_SMALL), address + 4096
+    put, get, fetch_add, flush = connection.put, connection.get, connection.fetch_add, connection.flush
 
     def put_and_flush() -> None:
-        connection.put(local, address, rkey).wait()
-        connection.flush().wait()
+        put(local, address, rkey).wait()
+        flush().wait()
 
     pairs: tuple[tuple[str, Work, Work], ...] = (
         ("put + flush of 64 B", put_and_flush, bare.put_and_flush),
-        ("get of 64 B", lambda: connection.get(local, address, rkey).wait(), bare.get),
-        ("fetch_add", lambda: connection.fetch_add(address + 4096, rkey, 1).wait(), bare.fetch_add),
+        ("get of 64 B", lambda: get(local, address, rkey).wait(), bare.get),
+        ("fetch_add", lambda: fetch_add(word, rkey, 1).wait(), bare.fetch_add),
     )
     small = float("inf")
     for name, verb, peer in pairs:
