@@ -1,5 +1,6 @@
 # make demo   set everything up, probe this machine, then run a mock rack through its whole life
 # make test   set everything up and run the whole suite
+# make lab    boot a Debian kernel in QEMU with NVDIMMs, soft-RoCE, NVMe and CXL, and run the real plugins inside
 # make bench  the benchmarks of tests/bench, with ratios
 # make check  ruff, mypy --strict, import-linter
 
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 WHEELS := mocks $(wildcard plugins/*)
 
-.PHONY: demo test bench check setup clean
+.PHONY: demo test lab bench check setup clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,9 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest
+
+lab: setup
+	$(BIN)/python -m tests.lab
 
 bench: setup
 	$(BIN)/python -m tests.bench

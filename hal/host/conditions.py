@@ -38,7 +38,7 @@ def judge(id: str, facts: _Facts) -> tuple[Condition, ...]:
     bad = _number(get("bad_blocks"))
     if bad:
         evidence = f"{bad} bad blocks of 512 bytes"
-        found.append(_condition(id, "BadBlocks", Severity.DEGRADED, evidence, Radius.DEVICE, Action.REPLACE))
+        found.append(_condition(id, "BadBlocks", Severity.DEGRADED, evidence, Radius.DEVICE))
     live = get("state")
     if live is not None and live.known and live.value not in ("live", "new", "connecting"):
         found.append(_condition(id, "NotLive", Severity.CRITICAL, f"the controller is {live.value}", Radius.DEVICE))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
 
 def _build(source: Path, target: Path) -> Path:
@@ -30,7 +31,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     target = tmp_path_factory.mktemp("wheels")
     return {
         name: _build(source, target)
-        for name, source in (("hal", ROOT), ("mocks", ROOT / "mocks"), ("example", ROOT / "plugins" / "example"))
+        for name, source in (("hal", ROOT), ("mocks", ROOT / "mocks"), *((path.name, path) for path in PLUGINS))
     }
 
 
@@ -49,6 +50,31 @@ def test_the_mocks_wheel_brings_its_profiles(wheels: dict[str, Path]):
     shipped = {path.name for path in (ROOT / "mocks/src/hal_mocks/profiles").glob("*.toml")}
     assert shipped
     assert {f"hal_mocks/profiles/{name}" for name in shipped} <= _names(wheels["mocks"])
+
+
+def test_the_mocks_wheel_brings_what_is_compiled_on_first_use(wheels: dict[str, Path]):
+    source = ROOT / "mocks/src"
+    code = {str(path.relative_to(source)) for path in source.rglob("*") if path.suffix in (".c", ".h", ".S", ".lds")}
+    assert code
+    assert code <= _names(wheels["mocks"])
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_a_plugins_wheel_holds_its_package_and_says_it_is_a_plugin(plugin: Path, wheels: dict[str, Path]):
+    names = _names(wheels[plugin.name])
+    package = f"hal_{plugin.name}"
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {package}
+    assert f"{package}/py.typed" in names
+    with zipfile.ZipFile(wheels[plugin.name]) as archive:
+        (entry,) = [name for name in names if name.endswith("entry_points.txt")]
+        assert "[hal.plugins]" in archive.read(entry).decode()
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_a_plugin_says_what_it_drives_and_what_was_verified(plugin: Path):
+    text = (plugin / "README.md").read_text()
+    for word in ("rivilege", "erified"):
+        assert word in text, f"{plugin.name}/README.md does not speak of it: {word}"
 
 
 def test_no_vendor_library_is_needed_by_the_core(wheels: dict[str, Path]):

@@ -155,11 +155,15 @@ def _pmem(device: Device) -> list[str]:
     bytes_ = device.capacity.get("size_bytes") or device.value("size_bytes")
     dimms = device.value("dimms")
     count = len(dimms) if isinstance(dimms, tuple) else 0
-    domain = text_of(device, "persistence_domain")
+    domain, way = text_of(device, "persistence_domain"), text_of(device, "persistence")
+    if domain and domain != "none":
+        lasting = f"persistent from {domain}"
+    else:  # a file's bytes last, though no processor's flush makes them
+        lasting = f"persistent by {way}" if way and way != "none" else "volatile" if domain else ""
     return [
         size(bytes_),
         text_of(device, "mode"),
-        f"persistent from {domain}" if domain and domain != "none" else "volatile" if domain else "",
+        lasting,
         f"{count} DIMMs" if count > 1 else "",
     ]
 
