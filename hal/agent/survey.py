@@ -124,13 +124,22 @@ def survey(
 
 
 def _recorded(root: str) -> HostRoot:
-    name = ""
+    """Return the machine recorded in a folder or a snapshot, under the name that is recorded with it."""
+    name, given = "", root
+    if os.path.isfile(root):
+        from hal.errors import HalError
+        from hal.host.archive import unpack
+
+        try:
+            root = unpack(root)
+        except HalError:
+            pass  # whoever looks into it says why
     try:
         with open(os.path.join(root, "etc", "hostname"), encoding="utf-8", errors="replace") as file:
             name = file.read(256).strip()
     except OSError:
         pass
-    return HostRoot(node=name or os.path.basename(os.path.abspath(root)) or "recorded", root=root)
+    return HostRoot(node=name or os.path.basename(os.path.abspath(given)) or "recorded", root=root)
 
 
 def _look_at_hosts(

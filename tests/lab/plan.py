@@ -53,14 +53,15 @@ class Plan:
             start = time.monotonic()
             if not check(machine.start, f"{name} boot: the guest answers"):
                 return False
-            self._report.phase(f"{name} boot", start)
+            booted = machine.processor_seconds
+            self._report.phase(f"{name} boot", start, booted)
             start = time.monotonic()
             lab = Lab(self._host, self._folder, machine)
             if check(lab.prepare):
                 (self._first if name == "first" else self._second)(lab)
             if not self._report.passed:
                 _keep_log(lab)
-            self._report.phase(f"{name} boot, checks", start)
+            self._report.phase(f"{name} boot, checks", start, machine.processor_seconds - booted)
         return True
 
     def _first(self, lab: Lab) -> None:

@@ -28,7 +28,7 @@ class Report:
     """All results of one run, and how long its phases took."""
 
     results: list[Result] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, dict[str, float]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -65,11 +65,15 @@ class Report:
             print("".join(f"              {line}\n" for line in cause.splitlines()[-40:]), end="", flush=True)
         return result.passed
 
-    def phase(self, name: str, start: float) -> None:
-        """Note how long a phase took that began at ``start`` (``time.monotonic()``)."""
-        seconds = time.monotonic() - start
-        self.phases[name] = round(seconds, 2)
-        print(f"{self.seconds:6.1f}  ---- {seconds:5.1f} s  {name}", flush=True)
+    def phase(self, name: str, start: float, processor_seconds: float | None = None) -> None:
+        """Note how long a phase took that began at ``start`` (``time.monotonic()``), and QEMU's processor time."""
+        seconds = round(time.monotonic() - start, 2)
+        self.phases[name] = {"seconds": seconds}
+        used = ""
+        if processor_seconds is not None:
+            self.phases[name]["processor_seconds"] = round(processor_seconds, 2)
+            used = f" ({processor_seconds:.1f} s of processor time)"
+        print(f"{self.seconds:6.1f}  ---- {seconds:5.1f} s  {name}{used}", flush=True)
 
     def verdict(self) -> str:
         """Say in one line what came of it."""
