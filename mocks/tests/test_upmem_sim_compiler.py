@@ -93,7 +93,7 @@ def test_a_program_too_large_for_wram_is_refused_with_the_sum(tmp_path: Path) ->
 def test_a_program_too_large_for_iram_is_refused(tmp_path: Path) -> None:
     lines = "".join(f"cells[{number}] ^= cells[{number + 1}] + {number};" for number in range(1000))
     with pytest.raises(DriverError, match=r"IRAM overflow: about \d+ instructions .* has 4096"):
-        compile_text(tmp_path, f"volatile int cells[1001]; int main(void) {{ {lines} return 0; }}")
+        compile_text(tmp_path, f"volatile int cells[1001]; int main(void) {{ {lines} return 0; }}", "-O0")
 
 
 def test_a_mistake_in_c_is_told_in_the_compiler_s_words(tmp_path: Path) -> None:

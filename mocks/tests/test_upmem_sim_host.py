@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,13 @@ int main(void) { while (!go) {} done = 7; return 0; }
 
 
 @pytest.fixture
-def one() -> Dpus:
+def one() -> Iterator[Dpus]:
     with allocated(2) as dpus:
         dpus.load(compiled(COUNT))
         yield dpus
 
 
-def raises(code: int, words: str):
+def raises(code: int, words: str) -> pytest.RaisesExc[Error]:
     return pytest.raises(Error, match=words, check=lambda error: error.code == code)
 
 
@@ -173,7 +174,12 @@ def test_asynchronous_work_is_done_in_order_and_its_errors_come_with_sync() -> N
         dpus.load(compiled(COUNT))
         seen: list[int] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, host.Set, ctypes.c_uint32, ctypes.c_void_p)
-        note = kind(lambda _set, index, _arguments: seen.append(index) or 0)
+
+        def see(_set: host.Set, index: int, _arguments: object) -> int:
+            seen.append(index)
+            return host.OK
+
+        note = kind(see)
         fails = kind(lambda _set, _index, _arguments: 3)
         for _ in range(3):
             dpus.launch(host.ASYNCHRONOUS)
