@@ -11,6 +11,9 @@ from hal.errors import UsageError
 FLAP_SECONDS = 10.0
 """The period of a flapping link that does not give its own."""
 
+SHORTEST_FLAP_SECONDS = 1e-3
+"""A shorter period is taken for this one: the clock, in seconds since 1970, does not tell shorter times apart."""
+
 
 class FaultType(StrEnum):
     """What can go wrong. The words are those of the kernel and the vendors where they have one."""
@@ -70,11 +73,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """True while it holds."""
         return self.onset_at <= now and (self.duration_seconds is None or now < self.onset_at + self.duration_seconds)
 
+    @property
+    def period_seconds(self) -> float:
+        """How long a fault that comes and goes takes for both."""
+        return max(self.seconds, SHORTEST_FLAP_SECONDS) if self.seconds else FLAP_SECONDS
+
     def holds_down(self, now: float) -> bool:
         """True while a fault that comes and goes is in its bad half: the first half of each period (``seconds``)."""
         if not self.active(now):
             return False
-        period = self.seconds or FLAP_SECONDS
+        period = self.period_seconds
         return self.type is not FaultType.FLAP or (now - self.onset_at) % period < period / 2
 
     def next_change(self, now: float) -> float | None:
@@ -85,7 +93,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if end is not None and now >= end:
             return None
         if self.type is FaultType.FLAP:
-            half = (self.seconds or FLAP_SECONDS) / 2
+            half = self.period_seconds / 2
             turns = (now - self.onset_at) // half + 1
             turn = self.onset_at + turns * half
             if turn <= now:  # rounding: the turn that has just been

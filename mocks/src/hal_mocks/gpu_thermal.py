@@ -26,7 +26,7 @@ class Clocks(msgspec.Struct, frozen=True):
 CLOCKS = {
     "Turing": Clocks(1_590_000_000, 5_001_000_000),
     "Ampere": Clocks(1_410_000_000, 1_593_000_000),
-    "Ada Lovelace": Clocks(2_520_000_000, 9_001_000_000),
+    "Ada": Clocks(2_520_000_000, 9_001_000_000),
     "Hopper": Clocks(1_980_000_000, 2_619_000_000),
     "Blackwell": Clocks(2_062_000_000, 3_996_000_000),
 }
