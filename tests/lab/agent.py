@@ -112,7 +112,8 @@ class Agent:
 
     def _write(self, request):
         # One write, without truncation: files of sysfs take their value so.
-        descriptor = os.open(request["path"], os.O_WRONLY | (0 if request["path"].startswith("/sys/") else os.O_CREAT))
+        made = 0 if request["path"].startswith(("/sys/", "/proc/")) else os.O_CREAT
+        descriptor = os.open(request["path"], os.O_WRONLY | made)
         try:
             os.write(descriptor, base64.b64decode(request["data"]))
         finally:

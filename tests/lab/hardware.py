@@ -41,8 +41,9 @@ IMAGES = {
 }
 
 # In the order in which they are loaded; there is no udev in the guest that would do it.
+MEMORY_MODULES = ("nfit", "nd_pmem", "dax_pmem", "device_dax")
 MODULES = (
-    "virtio_net", "dummy", "nfit", "nd_pmem", "dax_pmem", "device_dax", "nvme", "cxl_acpi", "cxl_pci",
+    *MEMORY_MODULES, "virtio_net", "dummy", "nvme", "cxl_acpi", "cxl_pci",
     "cxl_mem", "cxl_port", "cxl_pmem", "ib_uverbs", "rdma_rxe",
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,9 @@ class Lab:
 
     def prepare(self) -> None:
         """drivers, links and soft-RoCE come up"""
-        packages = next(path for path in self.host.python.parent.parent.glob("lib/python3*/site-packages"))
-        # Only in the guest: its root is an overlay, the host's environment stays as it is.
-        self.guest.write(f"{packages}/debian.pth", f"{self.host.debian_python}\n")
-        modules = " ".join(hardware.MODULES)
+        self._load(hardware.MODULES)
         self.guest.shell(
             f"""
-            echo lab > /proc/sys/kernel/hostname
-            modprobe -a {modules}
             ip link set lo up
             ip link add {NEAR_LINK} type dummy
             ip address add {_LINK_NET} dev {NEAR_LINK}
@@ -54,6 +50,17 @@ class Lab:
             """,
             timeout=60,
         )
+
+    def prepare_memory(self) -> None:
+        """the drivers of persistent memory come up"""
+        self._load(hardware.MEMORY_MODULES)
+
+    def _load(self, modules: Iterable[str]) -> None:
+        packages = next(path for path in self.host.python.parent.parent.glob("lib/python3*/site-packages"))
+        # Only in the guest: its root is an overlay, the host's environment stays as it is.
+        self.guest.write(f"{packages}/debian.pth", f"{self.host.debian_python}\n")
+        self.guest.write("/proc/sys/kernel/hostname", "lab")
+        self.guest.run("modprobe", "-a", *modules, timeout=60)
 
     def probe(self, *arguments: str) -> dict[str, Any]:
         """Return what ``hal-probe`` says in the guest, as its JSON."""

@@ -57,8 +57,10 @@ class Plan:
             self._report.phase(f"{name} boot", start, booted)
             start = time.monotonic()
             lab = Lab(self._host, self._folder, machine)
-            if check(lab.prepare):
-                (self._first if name == "first" else self._second)(lab)
+            if name == "first" and check(lab.prepare):
+                self._first(lab)
+            elif name == "second" and check(lab.prepare_memory):
+                self._second(lab)
             if not self._report.passed:
                 _keep_log(lab)
             self._report.phase(f"{name} boot, checks", start, machine.processor_seconds - booted)
