@@ -162,6 +162,7 @@ struct copy {
     uint32_t offset;
     size_t length;
     bool running; /* the DPU may run meanwhile */
+    bool large;   /* together with the other DPUs' bytes it is more than caches hold */
 };
 
 /* Checks what can be checked for the whole set before a byte moves. */

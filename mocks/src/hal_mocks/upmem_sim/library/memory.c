@@ -1,6 +1,7 @@
 /* Copies between the host's memory and one DPU's: what is allowed, and the bytes. */
 #include "internal.h"
 
+#include <emmintrin.h>
 #include <string.h>
 
 enum memory { WRAM, MRAM, IRAM };
@@ -56,6 +57,43 @@ copy_check(const struct copy *copy, const struct dpu_t *dpu)
     return check_range(copy, dpu, memory);
 }
 
+static void
+stream_line(uint8_t *to, const uint8_t *from)
+{
+    const __m128i *source = (const __m128i *)(const void *)from;
+    __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+    __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    __m128i *target = (__m128i *)(void *)to;
+    _mm_stream_si128(target, a);
+    _mm_stream_si128(target + 1, b);
+    _mm_stream_si128(target + 2, c);
+    _mm_stream_si128(target + 3, d);
+}
+
+/* memcpy for what no cache will hold: around the caches, and four pages at a time, as memcpy itself does for one large
+ * block. */
+static void
+stream(uint8_t *to, const uint8_t *from, size_t bytes)
+{
+    enum { LINE = 64, PAGE = 4096, PAGES = 4 };
+    size_t head = (LINE - ((uintptr_t)to & (LINE - 1))) & (LINE - 1);
+    head = head < bytes ? head : bytes;
+    memcpy(to, from, head);
+    to += head;
+    from += head;
+    bytes -= head;
+    for (; bytes >= PAGE * PAGES; bytes -= PAGE * PAGES, to += PAGE * PAGES, from += PAGE * PAGES) {
+        for (size_t line = 0; line < PAGE; line += LINE) {
+            for (size_t page = 0; page < PAGE * PAGES; page += PAGE) {
+                _mm_prefetch((const char *)from + page + line + 2 * LINE, _MM_HINT_T0);
+                stream_line(to + page + line, from + page + line);
+            }
+        }
+    }
+    memcpy(to, from, bytes);
+    _mm_sfence();
+}
+
 dpu_error_t
 copy_bytes(const struct copy *copy, struct dpu_t *dpu, void *host)
 {
@@ -69,10 +107,12 @@ copy_bytes(const struct copy *copy, struct dpu_t *dpu, void *host)
     struct worker *live = dpu->live;
     uint8_t *wram = live == NULL ? dpu->wram : (uint8_t *)(uintptr_t)pool_base(dpu_worker(dpu));
     uint8_t *bytes = memory == WRAM ? wram + at : dpu->mram + (at - MRAM_ADDRESS);
-    if (copy->direction == DPU_XFER_TO_DPU) {
-        memcpy(bytes, host, copy->length);
+    void *to = copy->direction == DPU_XFER_TO_DPU ? bytes : host;
+    const void *from = copy->direction == DPU_XFER_TO_DPU ? host : bytes;
+    if (copy->large) {
+        stream(to, from, copy->length);
     } else {
-        memcpy(host, bytes, copy->length);
+        memcpy(to, from, copy->length);
     }
     if (memory == WRAM) {
         if (at + copy->length > dpu->wram_used) {

@@ -50,7 +50,7 @@ dpu_push_sg_xfer_symbol(struct dpu_set_t dpu_set, dpu_xfer_t xfer, struct dpu_sy
     if (symbol.address < MRAM_ADDRESS) {
         return fail(DPU_ERR_SG_NOT_MRAM_SYMBOL, "the symbol at 0x%08x is not in MRAM", symbol.address);
     }
-    struct scatter scatter = { { xfer, symbol, symbol_offset, length, false }, get_block_info,
+    struct scatter scatter = { { xfer, symbol, symbol_offset, length, false, false }, get_block_info,
         !(flags & DPU_SG_XFER_DISABLE_LENGTH_CHECK) };
     /* Its callback may use what its caller has on the stack: it is done before the call returns, asynchronous or not. */
     dpu_error_t status = DPU_OK;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define SHARED_BYTES (1u << 20) /* from here on it pays to let all workers copy */
+#define LARGE_BYTES (64u << 20) /* and from here on, to write around the caches */
 
 struct transfer {
     struct copy copy;
@@ -89,6 +90,7 @@ copy_nth(void *context, uint32_t n)
 static dpu_error_t
 run_transfer(struct transfer *transfer)
 {
+    transfer->copy.large = transfer->count * transfer->copy.length >= LARGE_BYTES;
     if (transfer->count > 1 && transfer->count * transfer->copy.length >= SHARED_BYTES) {
         pool_each(transfer->count, copy_nth, transfer);
     } else {
@@ -207,7 +209,7 @@ PUBLIC dpu_error_t
 dpu_broadcast_to_symbol(struct dpu_set_t dpu_set, struct dpu_symbol_t symbol, uint32_t symbol_offset, const void *src,
     size_t length, dpu_xfer_flags_t flags)
 {
-    struct copy copy = { DPU_XFER_TO_DPU, symbol, symbol_offset, length, false };
+    struct copy copy = { DPU_XFER_TO_DPU, symbol, symbol_offset, length, false, false };
     return move(&dpu_set, &copy, src, flags);
 }
 
@@ -240,7 +242,7 @@ dpu_copy_from_symbol(
     if (dpu_set.kind != DPU_SET_DPU) {
         return fail(DPU_ERR_INVALID_DPU_SET, "one buffer takes the bytes of one DPU: push a transfer for a set");
     }
-    struct copy copy = { DPU_XFER_FROM_DPU, symbol, symbol_offset, length, false };
+    struct copy copy = { DPU_XFER_FROM_DPU, symbol, symbol_offset, length, false, false };
     return move(&dpu_set, &copy, dst, DPU_XFER_DEFAULT);
 }
 
@@ -274,7 +276,7 @@ PUBLIC dpu_error_t
 dpu_push_xfer_symbol(struct dpu_set_t dpu_set, dpu_xfer_t xfer, struct dpu_symbol_t symbol, uint32_t symbol_offset,
     size_t length, dpu_xfer_flags_t flags)
 {
-    struct copy copy = { xfer, symbol, symbol_offset, length, false };
+    struct copy copy = { xfer, symbol, symbol_offset, length, false, false };
     return move(&dpu_set, &copy, NULL, flags);
 }
 
