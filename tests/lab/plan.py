@@ -72,11 +72,11 @@ class Plan:
         for case in sight.CASES:
             check(partial(case, lab))
         check(partial(recording.replays, lab))
+        if self._record:  # before a program changes anything
+            check(lambda: _renew(lab, "whole"), "recording: the whole machine")
         for program in programs.programs():
             phase = "write" if programs.outlives_power(program) else ""
             check(programs.case(lab, program, phase), programs.title(program, phase))
-        if self._record:
-            check(lambda: _renew(lab, "whole"), "recording: the machine in use")
         self._break(lab)
         check(partial(programs.verbs_tests, lab))
 
