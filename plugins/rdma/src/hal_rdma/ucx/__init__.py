@@ -17,8 +17,13 @@ def why_not_ucx(device: Device, environ: Mapping[str, str]) -> str:
     from hal_rdma.software import transports_of
     from hal_rdma.ucx.library import choose_library
 
+    software = bool(transports_of(device))
+    if not software and device.location.pci_address is None:
+        return (
+            "UCX aborts the process on soft-RoCE (openucx/ucx issue 9736); verbs carry it: apt install python3-pyverbs"
+        )
     try:
-        choose_library(environ, software=bool(transports_of(device)))
+        choose_library(environ, software=software)
     except HalError as error:
         return error.message
     return ""
