@@ -9,6 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 WHEELS := mocks $(wildcard plugins/*)
+JOBS   ?= 2
 
 .PHONY: demo test lab bench check setup clean
 
@@ -30,7 +31,7 @@ demo: setup
 	@$(BIN)/python -m hal_mocks.demo
 
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lab: setup
 	$(BIN)/python -m tests.lab

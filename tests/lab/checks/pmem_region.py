@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from hal.errors import DeviceBusy, HalError, UncorrectableError, Unsupported
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.pmem import NamespaceMode, PersistenceDomain
 from hal.model.event import Event, EventType
+from hal_mocks.examples.append_log import AppendLog
 from hal_pmem.driver import PmemDriver
 from hal_pmem.file_label import DATA_OFFSET_BYTES
 from hal_pmem.memory import Persistence
@@ -38,9 +37,6 @@ DEVDAX_BYTES = 64 * MIB
 RECORDS = 200
 MOUNT = Path("/mnt/hal-pmem")
 REGION_FILE = MOUNT / "log.pmem"
-_HEAD = struct.Struct("<II")
-_TAIL = struct.Struct("<Q")
-_LOG_START = 64
 BROKEN_OFFSET = 4 * MIB
 """Where in the region file blocks are broken: far behind the log."""
 
@@ -66,35 +62,22 @@ def _plain(detail: object) -> object:
 
 
 def record(number: int) -> bytes:
-    """Return what the log holds at a place: a length and a checksum, then bytes that tell their number."""
-    payload = f"record {number} ".encode() * (1 + number % 9)
-    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+    """Return what the log holds at a place: bytes that tell their number."""
+    return f"record {number} ".encode() * (1 + number % 9)
 
 
 def append_log(mapping, count: int) -> int:
-    """Append records, each persisted before the tail that makes it part of the log; return the tail."""
-    tail = _LOG_START
-    for number in range(count):
-        content = record(number)
-        mapping.memcpy_persist(tail, content)
-        tail += -(-len(content) // 8) * 8
-        mapping.buffer[:8] = _TAIL.pack(tail)
-        mapping.persist(0, 8)
-    return tail
+    """Append records to the log that the crash model examines; each is durable when its append returns."""
+    log = AppendLog.create(mapping)
+    return max(log.append(record(number)) for number in range(count))
 
 
 def read_log(mapping) -> int:
-    """Return how many whole records the log has, each as it was written."""
-    (end,) = _TAIL.unpack(mapping.read(0, 8))
-    place, number = _LOG_START, 0
-    while place < end:
-        length, checksum = _HEAD.unpack(mapping.read(place, _HEAD.size))
-        payload = mapping.read(place + _HEAD.size, length)
-        assert zlib.crc32(payload) == checksum, f"record {number} is torn"
-        assert _HEAD.pack(length, checksum) + payload == record(number), f"record {number} is another"
-        place += -(-(_HEAD.size + length) // 8) * 8
-        number += 1
-    return number
+    """Return how many records the log has, each as it was written; a torn one is an error of the log's own."""
+    number = -1
+    for number, found in enumerate(AppendLog(mapping)):
+        assert found == record(number), f"record {number} is another"
+    return number + 1
 
 
 def make_driver() -> PmemDriver:

@@ -31,7 +31,7 @@ from hal_rdma.driver import RdmaDriver
 FENCE = 10
 REGION_BYTES = 1 << 16
 ADDS = 500
-WITHIN_SECONDS = 20.0
+WITHIN_SECONDS = 60.0
 LEASE = "verbs-pair"
 
 failures = 0
