@@ -108,16 +108,22 @@ def _modes(tree: Tree, card: Card) -> dict[str, Attribute]:
     """Return how a GPU is divided, and could be; nothing for one that cannot be."""
     found: dict[str, Attribute] = {}
     for kind in ("compute", "memory"):
-        now = tree.text(card.path, f"current_{kind}_partition")
-        if now.absent is Absence.NOT_REPORTED:
+        now = tree.line(f"{card.path}/current_{kind}_partition")
+        if isinstance(now, Missing) and now.reason is Absence.NOT_REPORTED:
             continue
-        found[f"{kind}_partition"] = now
+        found[f"{kind}_partition"] = _mode(now, f"sysfs:current_{kind}_partition")
         listed = tree.line(f"{card.path}/available_{kind}_partition")
-        source = f"sysfs:available_{kind}_partition"
-        found[f"{kind}_partitions"] = (
-            listed.attribute(source) if isinstance(listed, Missing) else known(parse.modes(listed), source)
-        )
+        found[f"{kind}_partitions"] = _mode(listed, f"sysfs:available_{kind}_partition", several=True)
     return found
+
+
+def _mode(text: str | Missing, source: str, *, several: bool = False) -> Attribute:
+    if isinstance(text, Missing):
+        return text.attribute(source)
+    modes = parse.modes(text)
+    if not modes:  # the kernel has a word for not knowing
+        return absent(Absence.NOT_REPORTED, source, f"{text!r} is no mode")
+    return known(modes if several else modes[0], source)
 
 
 def gpu_device(

@@ -13,7 +13,7 @@ import msgspec
 _STATE = re.compile(r"\s*\w+\s*:\s*(\d{1,7})\s*mhz\s*(\*?)\s*", re.IGNORECASE | re.ASCII)
 _COUNT = re.compile(r"\s*(ue|ce|de)\s*:\s*(\d{1,19})\s*", re.ASCII)
 _PAGE = re.compile(r"\s*0x[0-9a-f]+\s*:\s*0x[0-9a-f]+\s*:\s*([RPF])\s*", re.IGNORECASE)
-_MODE = re.compile(r"[A-Z]+\d*", re.ASCII)
+_MODE = re.compile(r"\b(?:[SDTQC]PX|NPS\d{1,2})\b", re.ASCII)
 _LARGEST = (1 << 64) - 1
 _ARCHITECTURES = (
     ("gfx90a", "CDNA 2"),
@@ -79,7 +79,7 @@ def bad_pages(text: str) -> dict[str, int]:
 
 
 def modes(text: str) -> tuple[str, ...]:
-    """Return the words of a list of partition modes (``SPX, DPX, QPX, CPX``)."""
+    """Return the partition modes in a text (``SPX, DPX, QPX, CPX``; ``NPS1, NPS4``); other words are none."""
     return tuple(_MODE.findall(text.upper()))
 
 
