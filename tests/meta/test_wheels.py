@@ -16,14 +16,14 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 
 def _build(source: Path, target: Path) -> Path:
-    before = set(target.glob("*.whl"))
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, source],
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target],
+        cwd=source,
         check=True,
         capture_output=True,
+        text=True,
     )
-    (wheel,) = set(target.glob("*.whl")) - before
-    return wheel
+    return Path(source, done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,13 @@ from hal_mocks.sysfs import render
 HERE = Path(__file__).parent
 STAGES = (("BootRom", "rom"), ("UEFI", "uefi"), ("OsStarting", "os"), ("OsIsRunning", "ready"))
 PASSWORD = "a password with spaces"
-SERIAL_OF_FIRST = 0
 
 
 class Bmc(BaseHTTPRequestHandler):
     """The Redfish side. What it serves is the stand-in's state; ``broken`` answers in its place."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     card: StandIn
 
     def log_message(self, format: str, *args: object) -> None:
@@ -71,6 +71,15 @@ class Bmc(BaseHTTPRequestHandler):
         self._answer(*card.redfish(self.command, self.path, json.loads(body) if body else {}))
 
     do_GET = do_POST = do_PATCH = _serve  # noqa: N815 - the server's own names
+
+
+class BmcServer(ThreadingHTTPServer):
+    """A server that says nothing of clients who do not trust it."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Be silent: the client tells what went wrong."""
 
 
 class StandIn:
@@ -238,6 +247,8 @@ class StandIn:
 
     def stop_services(self) -> None:
         """End everything that the stand-in's podman has started."""
+        if not any((self.folder / "podman").glob("*")):
+            return
         subprocess.run([self.bin / "podman", "standin-reset"], check=True, capture_output=True)
 
     def _serve_redfish(self) -> None:
@@ -248,8 +259,7 @@ class StandIn:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.folder / "bmc.pem", self.folder / "bmc.key")
         handler = type("CardBmc", (Bmc,), {"card": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = BmcServer(("127.0.0.1", 0), handler)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.bmc = f"https://localhost:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -269,7 +279,8 @@ class StandIn:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n"
-            f"SetEnv PATH={self.bin}:/usr/bin:/bin\n"
+            # SHLVL keeps bash from reading the user's own startup files, which may do anything.
+            f"SetEnv PATH={self.bin}:/usr/bin:/bin SHLVL=1\n"
         )
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd, as root, drops its privileges

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
+
+if not (os.path.isdir(sys.argv[1]) and os.listdir(sys.argv[1])) and sys.argv[2] == "ps":
+    print("[]")  # the answer to most questions, before the imports: a command is run hundreds of times
+    sys.exit(0)
+
+import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hal.drivers.contract import Cause, Context, Grant, HostRoot
 from hal.drivers.guard import OpenGuard
@@ -20,50 +17,20 @@ from hal.errors import (
     DeviceGone,
     HalError,
     HardwareFault,
-    InvalidArgument,
     Unsupported,
     UsageError,
 )
 from hal.interfaces.deadline import Deadline
-from hal.interfaces.dpu import BootState, DpuMode, FlowMatch, ResetLevel, ServiceSpec, ServiceState
+from hal.interfaces.dpu import BootState, DpuMode, ResetLevel
 from hal.model.attributes import Absence
-from hal.model.device import Device
 from hal.model.health import Health, worst
 from hal_bluefield import hal_drivers
 from hal_bluefield.config import CardConfig, belongs, load_config
 from hal_bluefield.devlink import read_devlink
 from hal_bluefield.driver import BlueFieldDriver
 from hal_bluefield.handle import BlueField
-from hal_bluefield.matches import variants
 from plugins.bluefield.tests.standin import StandIn
-
-SOON = 20.0
-
-
-def soon() -> Deadline:
-    return Deadline.after(SOON)
-
-
-def make(card: StandIn, **changes: object) -> BlueFieldDriver:
-    made = BlueFieldDriver([card.host], card.configure(**changes))
-    card.closing.append(made.close)
-    return made
-
-
-def seen(driver: BlueFieldDriver, card: StandIn, seconds: float = SOON) -> Device:
-    return next(device for device in driver.discover(Deadline.after(seconds)).devices if device.id == card.id)
-
-
-@pytest.fixture
-def driver(card: StandIn) -> BlueFieldDriver:
-    return make(card)
-
-
-@pytest.fixture
-def dpu(card: StandIn, driver: BlueFieldDriver) -> Iterator[BlueField]:
-    with driver.open(card.id, OpenGuard(fence=5), soon()) as handle:
-        yield handle
-
+from plugins.bluefield.tests.ways import make, seen, soon
 
 # Without a card, and with one that is only a recording
 
@@ -350,79 +317,3 @@ def test_a_booting_card_is_not_prepared(card: StandIn, driver: BlueFieldDriver) 
     with pytest.raises(HalError, match="uefi"):
         driver.prepare(card.id, Grant(lease="l", fence=1), soon())
     assert "Booting" in [condition.type for condition in driver.sample([card.id], soon())]
-
-
-# Services and flow rules
-
-
-def test_a_service_is_found_and_ended_by_another_process(
-    card: StandIn, driver: BlueFieldDriver, dpu: BlueField
-) -> None:
-    dpu.deploy(ServiceSpec(name="web", command=("/bin/sh", "-c", "exec sleep 600"), env={"A": "it's b"})).wait(soon())
-    with make(card).open(card.id, OpenGuard(fence=5), soon()) as other:
-        (service,) = other.services()
-        assert (service.spec.name, service.state, service.spec.env) == ("web", ServiceState.RUNNING, {"A": "it's b"})
-        other.stop("web", grace_seconds=0.1).wait(soon())
-    assert [found.state for found in dpu.services()] == [ServiceState.STOPPED]
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        ServiceSpec(name="", command=("true",)),
-        ServiceSpec(name="a b", command=("true",)),
-        ServiceSpec(name="a;reboot", command=("true",)),
-        ServiceSpec(name="a"),
-        ServiceSpec(name="a", command=("true",), cores=0),
-        ServiceSpec(name="a", command=("true",), memory_bytes=1 << 50),
-        ServiceSpec(name="a", command=("true",), ports=(0,)),
-    ],
-)
-def test_a_service_that_makes_no_sense_is_refused(dpu: BlueField, spec: ServiceSpec) -> None:
-    with pytest.raises(InvalidArgument):
-        dpu.deploy(spec).wait(soon())
-    assert dpu.services() == ()
-
-
-def test_without_an_image_for_commands_one_must_be_named(card: StandIn) -> None:
-    driver = make(card, service_image=None)
-    with driver.open(card.id, OpenGuard(), soon()) as dpu, pytest.raises(Unsupported, match="names no image"):
-        dpu.deploy(ServiceSpec(name="a", command=("true",))).wait(soon())
-
-
-def test_a_match_without_an_ip_version_is_a_filter_for_each() -> None:
-    assert variants(FlowMatch(), "d", "s") == (("all", ()),)
-    assert variants(FlowMatch(protocol=6, destination_port=80), "d", "s") == (
-        ("ip", ("ip_proto", "tcp", "dst_port", "80")),
-        ("ipv6", ("ip_proto", "tcp", "dst_port", "80")),
-    )
-    assert variants(FlowMatch(source="fe80::/10"), "d", "s") == (("ipv6", ("src_ip", "fe80::/10")),)
-    assert variants(FlowMatch(vlan=7), "d", "s") == (("802.1Q", ("vlan_id", "7")),)
-    assert variants(FlowMatch(vlan=7, source="10.1.0.0/16"), "d", "s") == (
-        ("802.1Q", ("vlan_id", "7", "vlan_ethtype", "ip", "src_ip", "10.1.0.0/16")),
-    )
-    assert variants(FlowMatch(ethertype=0x0806), "d", "s") == (("arp", ()),)
-
-
-@given(
-    match=st.builds(
-        FlowMatch,
-        ethertype=st.none() | st.integers(-1, 70000),
-        protocol=st.none() | st.integers(-1, 300),
-        source=st.none() | st.sampled_from(["10.0.0.1", "10.0.0.0/33", "fe80::1", "x", "::/0", "10.1.2.3/8"]),
-        destination=st.none() | st.sampled_from(["10.0.0.1", "::1", "; reboot"]),
-        source_port=st.none() | st.integers(-1, 70000),
-        destination_port=st.none() | st.integers(-1, 70000),
-        vlan=st.none() | st.integers(-1, 5000),
-    )
-)
-def test_any_match_is_words_without_a_trick_or_a_clear_refusal(match: FlowMatch) -> None:
-    try:
-        found = variants(match, "dpu-1", "add_flow")
-    except InvalidArgument:
-        return
-    assert 1 <= len(found) <= 2
-    for protocol, words in found:
-        for word in (protocol, *words):
-            assert word
-            assert not set(word) - set("abcdefghijklmnopqrstuvwxyzQ0123456789_.:/"), word
