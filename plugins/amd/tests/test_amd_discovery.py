@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hal_amd.driver import AmdDriver
 
 from hal.drivers.contract import Cause, Context, HostRoot
 from hal.errors import DeviceNotFound, Unsupported
 from hal.interfaces.deadline import Deadline
 from hal.model.attributes import Absence
 from hal.testing.trees import FakeTree
+from hal_amd.driver import AmdDriver
 from plugins.amd.tests.amd_trees import MEMORY_BYTES, AmdMachine
 
 SOON = 20.0

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from hal_amd.driver import ROOT
-
 from plugins.amd.tests.amd_trees import AmdMachine
 
 SOURCE = Path(__file__).parents[1] / "src"

@@ -8,12 +8,9 @@ import types
 from pathlib import Path
 
 import pytest
-from hal_amd import smi
-from hal_amd.resetting import ResettingAmdDriver
-from hal_amd.visible import exported
 
 from hal.drivers.contract import Context, Grant, HostRoot, Resets
-from hal.drivers.guard import OpenGuard
+from hal.drivers.guard import GuardPages, OpenGuard
 from hal.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -21,6 +18,7 @@ from hal.errors import (
     DeviceGone,
     HardwareFault,
     InvalidArgument,
+    LeaseEnded,
     Unsupported,
 )
 from hal.export.environment import environment
@@ -30,6 +28,9 @@ from hal.model.attributes import Absence
 from hal.model.health import Action
 from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice
+from hal_amd import smi
+from hal_amd.resetting import ResettingAmdDriver
+from hal_amd.visible import exported
 from plugins.amd.tests.amd_trees import MEMORY_BYTES, AmdMachine, metrics_table
 
 SOON = 20.0
@@ -296,6 +297,40 @@ def test_the_array_namespace_says_why_there_is_none(machine, driver):
         gpu.xp.zeros(3)
     assert gpu.kernel_languages == ()
     assert gpu.environment == {"ROCR_VISIBLE_DEVICES": machine.gpu(0)}
+
+
+def test_verbs_that_are_not_there_end_with_the_lease_all_the_same(machine, driver, tmp_path):
+    pages = GuardPages(tmp_path / "guards")
+    pages.grant(machine.gpu(0), 7)
+    gpu = driver.open(machine.gpu(0), pages.guard(machine.gpu(0), "x", 7), Deadline.after(SOON))
+    verbs = {
+        "allocate": lambda: gpu.allocate(1),
+        "copy_to_device": lambda: gpu.copy_to_device([1]),
+        "copy_to_host": lambda: gpu.copy_to_host(None),
+        "copy_peer": lambda: gpu.copy_peer(None, None),
+        "stream": gpu.stream,
+        "synchronize": gpu.synchronize,
+        "load_kernel": lambda: gpu.load_kernel("x"),
+        "launch": lambda: gpu.launch(None, 1, 1),
+        "set_ecc": lambda: gpu.set_ecc(True),
+        "row_remapping": gpu.row_remapping,
+        "partitioning": gpu.partitioning,
+        "set_partitioning": lambda: gpu.set_partitioning(True),
+        "partition_profiles": gpu.partition_profiles,
+        "partitions": gpu.partitions,
+        "create_partition": lambda: gpu.create_partition("x"),
+        "destroy_partition": lambda: gpu.destroy_partition("x"),
+    }
+    for name, verb in verbs.items():
+        with pytest.raises(Unsupported) as caught:
+            verb()
+        assert (caught.value.device, caught.value.during) == (machine.gpu(0), name)
+        assert caught.value.hint
+    pages.revoke(machine.gpu(0), 7)
+    others = {"xp": lambda: gpu.xp, "peers": gpu.peers, "ecc": gpu.ecc, "memory": gpu.memory_info}
+    for verb in (verbs | others).values():
+        with pytest.raises(LeaseEnded):
+            verb()
 
 
 def _allocated(device):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hal_amd import metrics, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hal_amd import metrics, parse
 from plugins.amd.tests.amd_trees import metrics_table
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1, max_size=20)

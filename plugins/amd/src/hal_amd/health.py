@@ -75,9 +75,8 @@ def _lost(card: Card, reading: Reading) -> list[Condition]:
 
 def _judge(card: Card, reading: Reading) -> list[Condition]:
     found: list[Condition] = []
-    if reading.silent:
-        why = next(iter({str(value.absent) for value in reading.told.values() if value.absent is not None}), "error")
-        text = f"none of its files can be read ({why}): it is being reset, or has hung"
+    if reading.silence is not None:
+        text = f"none of its files can be read ({reading.silence.reason}): it is being reset, or has hung"
         found.append(_condition(card, "NotAnswering", Severity.CRITICAL, text, Action.RESET))
     _errors(card, reading, found)
     hot = _hottest(card, reading.heat)

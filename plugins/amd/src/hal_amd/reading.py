@@ -55,7 +55,7 @@ class Reading(msgspec.Struct, kw_only=True):
     there: bool = True
     bound: bool = True
     off_the_bus: bool = False
-    silent: bool = False
+    silence: Missing | None = None
     told: dict[str, Attribute] = {}
     heat: list[Heat] = []
     errors: dict[str, dict[str, int]] = {}
@@ -88,13 +88,19 @@ def read(tree: Tree, card: Card) -> Reading:
     table = tree.read_bytes(f"{path}/gpu_metrics")
     told = _told(found, sensors, heat, table)
     return Reading(
-        silent=bool(firm) and all(isinstance(value, Missing) for value in firm),
+        silence=_silence(firm),
         told=told,
         heat=heat,
         errors=_errors(tree, path),
         pages=_pages(tree, path),
         dumps=_dumps(tree, card),
     )
+
+
+def _silence(firm: list[str | Missing]) -> Missing | None:
+    """Return why nothing could be read, None if something could be."""
+    reasons = [value for value in firm if isinstance(value, Missing)]
+    return reasons[0] if reasons and len(reasons) == len(firm) else None
 
 
 def _all_ones(tree: Tree, path: str) -> bool:
