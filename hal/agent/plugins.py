@@ -130,10 +130,11 @@ class PluginSet:
 
 def not_here(driver: DriverFacts) -> Readiness:
     """Say why a driver was not asked."""
-    wanted = ", ".join(
+    lacks = (
         (match.environment and f"{match.environment} is not set") or f"no {match.model or match.subsystem or 'match'}"
-        for match in driver.matches[:3]
+        for match in driver.matches
     )
+    wanted = ", ".join(list(dict.fromkeys(lacks))[:3])
     return Readiness(cause=Cause.NO_HARDWARE, detail=wanted)
 
 

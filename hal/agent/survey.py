@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -118,7 +118,7 @@ def survey(
         reports=tuple(reports),
         plugin_problems=plugins.problems,
         drivers=drivers,
-        suggestions=suggest(inventory),
+        suggestions=suggest(inventory, {entry.distribution for entry in entries}),
         hosts=hosts,
     )
 
@@ -173,8 +173,8 @@ def _look_at_hosts(
     return tuple(devices), tuple(reports)
 
 
-def suggest(inventory: Inventory) -> tuple[Suggestion, ...]:
-    """Name what is there and driven by nothing, and what to install."""
+def suggest(inventory: Inventory, installed: Collection[str] = ()) -> tuple[Suggestion, ...]:
+    """Name what is there and driven by nothing, and what to install; a plugin that is installed speaks for itself."""
     found: list[Suggestion] = []
     for device in inventory:
         if device.driver != SYSFS or not (device.kind in ACCELERATORS or device.kind is Kind.PCI):
@@ -185,6 +185,8 @@ def suggest(inventory: Inventory) -> tuple[Suggestion, ...]:
         if known is None and kind is None:
             continue
         distribution, name = known or ((*plugin_for(device.kind), "a plugin")[0], "")
+        if distribution in installed:
+            continue
         name = name or str(device.value("model") or device.kind.value)
         article = "an" if (name[:1].upper() in "AEFHILMNORSX" and name[:2].isupper()) or name[:1] in "AEIOU" else "a"
         slot = f"in slot {device.location.pci_address}" if device.location.pci_address else f"as {device.name}"

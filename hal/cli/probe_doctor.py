@@ -143,8 +143,9 @@ def _unready(drivers: Sequence[DriverReport], devices: Sequence[Device]) -> Iter
         if readiness.ready:
             continue
         level = INFO if readiness.cause is Cause.NO_HARDWARE else TROUBLE
-        if level == INFO and devices:
-            continue  # another driver found what there is
+        driven = any(device.driver != SYSFS for device in devices)
+        if level == INFO and devices and (driven or not readiness.remedy):
+            continue  # another driver found what there is, or this one was not asked
         said = f"driver {report.driver} of {report.plugin}: {_CAUSES.get(readiness.cause, readiness.cause.value)}"
         yield Diagnosis(
             level=level,

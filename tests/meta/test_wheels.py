@@ -16,14 +16,15 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 
 def _build(source: Path, target: Path) -> Path:
-    done = subprocess.run(
+    before = set(target.glob("*.whl"))
+    subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target],
         cwd=source,
         check=True,
         capture_output=True,
-        text=True,
     )
-    return Path(source, done.stdout.strip().splitlines()[-1])
+    (wheel,) = set(target.glob("*.whl")) - before
+    return wheel
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def _add_door(
     files: Files, above: str, family: str, name: str, minor: int, rnic: Rnic, facts: dict[str, str | bytes | int]
 ) -> None:
     path = f"{above}/{family}/{name}"
-    numbers = {"MAJOR": _RDMA_MAJOR, "MINOR": minor, "DEVNAME": f"infiniband/{name}"}
+    numbers: dict[str, str | int] = {"MAJOR": _RDMA_MAJOR, "MINOR": minor, "DEVNAME": f"infiniband/{name}"}
     files.device(path, f"class/{family}", {"ibdev": rnic.name, **facts}, numbers)
     if rnic.pci:
         files.link(f"{path}/device", above)

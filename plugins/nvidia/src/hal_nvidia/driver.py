@@ -22,6 +22,7 @@ from hal_nvidia.asking import ask, ask_all
 from hal_nvidia.board import Board
 from hal_nvidia.boards import Boards, gone
 from hal_nvidia.describe import NAME, Places, gpu_device, modes, partition_device
+from hal_nvidia.elsewhere import ONLY_HERE, REMEDY
 from hal_nvidia.events import Listener, listen, note
 from hal_nvidia.library import LIBRARY, Library
 from hal_nvidia.nvlink import find_links, wiring
@@ -32,8 +33,6 @@ from hal_nvidia.tenancy import refuse_leftovers, require_daemon
 if TYPE_CHECKING:
     from hal.drivers.guard import Guard
     from hal_nvidia.handle import NvidiaGpu
-
-_ONLY_HERE = "NVML answers for the running machine, not for a tree"
 
 
 def make_driver(context: Context, library: Library = LIBRARY) -> NvidiaDriver:
@@ -62,7 +61,7 @@ class NvidiaDriver(PartitioningDriver):
     def readiness(self) -> Readiness:
         """Say whether NVML works here, or which of the things that it needs is missing."""
         if self._host is None:
-            return Readiness(cause=Cause.NO_HARDWARE, detail=_ONLY_HERE, remedy="use this plugin on the machine itself")
+            return Readiness(cause=Cause.NO_HARDWARE, detail=ONLY_HERE, remedy=REMEDY)
         try:
             self._plan = sharing_.parse(self.environ)
         except HalError as error:
@@ -288,7 +287,7 @@ class NvidiaDriver(PartitioningDriver):
         return found
 
     def _no_tree(self, device: str | None, step: str) -> Unsupported:
-        return Unsupported(_ONLY_HERE, device=device, during=step, hint="use this plugin on the machine itself")
+        return Unsupported(ONLY_HERE, device=device, during=step, hint=REMEDY)
 
 
 def _look_closely(board: Board) -> dict[str, Any]:
