@@ -18,6 +18,7 @@ import pytest
 import hal_mocks
 from hal.errors import NotReady
 from hal_mocks.namespace.refusal import refusal
+from hal_mocks.sysfs import host_roots
 
 HAL_MOCK = str(Path(sys.executable).with_name("hal-mock"))
 SMALL = "bluefield-host"
@@ -260,7 +261,8 @@ def test_each_way_of_forbidding_namespaces_has_its_remedy(tmp_path, files, numbe
 def test_a_recorded_machine_is_run_on_as_a_profile_is(state, tmp_path):
     probe = str(Path(sys.executable).with_name("hal-probe"))
     environ = {**os.environ, "HAL_MACHINE": f"{SMALL}?state={state}", "XDG_CACHE_HOME": str(tmp_path)}
-    root = f"{state}/sys/{SMALL}"
+    (host,) = host_roots(environ)
+    root = str(host.root)
     record = [probe, "snapshot", str(tmp_path / "snap.tgz"), "--root", root]
     made = subprocess.run(record, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert made.returncode in (0, 1), made.stderr
