@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,6 @@ from hal.model.attributes import Absence
 from hal.model.health import Action
 from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice
-from hal_amd import smi
 from hal_amd.resetting import ResettingAmdDriver
 from hal_amd.visible import exported
 from plugins.amd.tests.amd_trees import MEMORY_BYTES, AmdMachine, metrics_table
@@ -356,56 +353,6 @@ def test_a_lease_is_known_to_rocm(machine):
 
 
 # AMD's library
-
-
-def _library(**changes):
-    library = types.ModuleType("amdsmi")
-    members = {
-        "amdsmi_init": lambda: None,
-        "amdsmi_get_processor_handles": lambda: ["a", "b"],
-        "amdsmi_get_gpu_device_bdf": {"a": "0000:03:00.0", "b": "0000:13:00.0"}.__getitem__,
-        "amdsmi_get_gpu_asic_info": lambda handle: {"market_name": "AMD Instinct MI300X"},
-        "amdsmi_get_gpu_board_info": lambda handle: {"product_name": "N/A"},
-    }
-    for name, member in (members | changes).items():
-        setattr(library, name, member)
-    return library
-
-
-def test_the_library_names_boards(monkeypatch):
-    monkeypatch.setitem(sys.modules, "amdsmi", _library())
-    assert smi.names(smi.load()) == dict.fromkeys(("0000:03:00.0", "0000:13:00.0"), "AMD Instinct MI300X")
-
-
-def test_a_gpu_that_the_library_cannot_name_hides_no_other(monkeypatch):
-    def asic(handle):
-        if handle == "a":
-            raise RuntimeError("AMDSMI_STATUS_BUSY")
-        return {"market_name": "0x74a1"}
-
-    board = {"product_name": "MI300X OAM"}
-    library = _library(amdsmi_get_gpu_asic_info=asic, amdsmi_get_gpu_board_info=lambda handle: board)
-    monkeypatch.setitem(sys.modules, "amdsmi", library)
-    assert smi.names(smi.load()) == {"0000:13:00.0": "MI300X OAM"}
-
-
-def test_a_library_that_breaks_at_import_is_no_library(monkeypatch, tmp_path, capfd):
-    """As amdsmi 7.0.2 does without libamd_smi.so: it prints, and raises KeyError."""
-    (tmp_path / "amdsmi.py").write_text(
-        "print('Unable to find libamd_smi.so library')\nraise KeyError('libamd_smi.so')"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
-    assert smi.load() is None
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_library_is_not_asked_about_a_tree(machine, monkeypatch):
-    library = _library(amdsmi_init=lambda: pytest.fail("it speaks for the running machine only"))
-    monkeypatch.setitem(sys.modules, "amdsmi", library)
-    machine.tree.remove(f"{machine.path(0)}/product_name")
-    gpu = machine.driver().discover(Deadline.after(SOON)).devices[0]
-    assert (gpu.value("model"), gpu.attributes["model"].source) == ("AMD Instinct MI300X", "catalog")
 
 
 def test_a_driver_for_several_machines_keeps_them_apart(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hal.drivers.contract import Grant, HostRoot
+from hal.drivers.contract import Cause, Grant, HostRoot
 from hal.drivers.guard import OpenGuard
 from hal.errors import AccessDenied, DeviceNotFound, Unsupported
 from hal.host.driver import discover_host
@@ -377,3 +377,11 @@ def test_a_namespace_is_planned_and_made_by_ndctl_with_its_words(hal_namespace, 
     (create,) = [line for line in said if line.startswith("create-namespace")]
     assert "--region=region0 --mode=sector --size=1073741824 --uuid=" in create
     assert create.endswith("--sector-size=512")
+
+
+def test_a_machine_without_any_says_what_to_do(tmp_path):
+    (tmp_path / "sys" / "class").mkdir(parents=True)
+    readiness = PmemDriver([HostRoot(node="n1", root=str(tmp_path))], {}).readiness()
+    assert readiness.cause is Cause.NO_DRIVER
+    assert "modprobe" in readiness.remedy
+    assert "HAL_PMEM_FILES" in readiness.remedy

@@ -8,20 +8,17 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hal.drivers.contract import Cause, Grant, HostRoot
+from hal.drivers.contract import Grant, HostRoot
 from hal.drivers.guard import OpenGuard
 from hal.errors import AccessDenied, DeviceBusy, DeviceGone, InvalidArgument, StaleFence, UncorrectableError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.pmem import NamespaceMode, PersistenceDomain
 from hal.model.attributes import Absence
 from hal_pmem.driver import PmemDriver
-from hal_pmem.file_label import DATA_OFFSET_BYTES, Label, read_label, write_label
-from hal_pmem.file_setup import create_region, find_files, parse_size
+from hal_pmem.file_label import DATA_OFFSET_BYTES
+from hal_pmem.file_setup import create_region, find_files
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -131,12 +128,6 @@ def test_two_processes_that_make_one_file_get_one_region(tmp_path):
     ids = {racer.communicate(timeout=60)[0].strip() for racer in racers}
     assert len(ids) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["raced.pmem"], "no half-made file is left"
-
-
-@given(number=st.integers(1, 1 << 30), unit=st.sampled_from(["", "K", "M", "G", "k", "MiB"]))
-def test_sizes_are_powers_of_1024(number, unit):
-    factor = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[unit[:1].lower()]
-    assert parse_size(f"{number}{unit}") == number * factor
 
 
 # --- what it says of itself
@@ -390,28 +381,6 @@ def test_a_file_can_be_claimed_opened_mapped_and_released(environ):
             assert mapping.read(0, 6) == b"leased"
 
 
-# --- the label
-
-
-@settings(max_examples=40, deadline=None)
-@given(place=st.integers(0, 1000), flip=st.integers(1, 255), changes=st.integers(2, 5))
-def test_a_label_with_any_byte_wrong_leaves_the_one_before(tmp_path_factory, place, flip, changes):
-    descriptor = os.open(tmp_path_factory.mktemp("label") / "label", os.O_RDWR | os.O_CREAT)
-    try:
-        labels = [Label(cookie=f"{number:016x}", size_bytes=SIZE, changes=number) for number in range(changes)]
-        for label in labels:
-            write_label(descriptor, label)
-        assert read_label(descriptor) == labels[-1]
-        slot = (changes - 1) % 2 * (512 << 10)
-        length = 24 + len(msgspec.json.encode(labels[-1]))
-        place = slot + place % length
-        (byte,) = os.pread(descriptor, 1, place)
-        os.pwrite(descriptor, bytes([byte ^ flip]), place)
-        assert read_label(descriptor) == labels[-2]
-    finally:
-        os.close(descriptor)
-
-
 def test_namespaces_of_any_mode_can_be_made_and_only_memory_is_mapped(tmp_path, environ):
     create_region(str(tmp_path / "empty.pmem"), SIZE, namespace=False)
     environ["HAL_PMEM_FILES"] = str(tmp_path / "empty.pmem")
@@ -423,14 +392,3 @@ def test_namespaces_of_any_mode_can_be_made_and_only_memory_is_mapped(tmp_path, 
         assert region.region().available_bytes == 0
         assert [namespace.offset_bytes for namespace in region.namespaces()] == [0, 2 * MIB, 4 * MIB, 6 * MIB]
     assert only(driver).value("mode") == ("raw", "sector", "fsdax", "devdax")
-
-
-# --- nothing here
-
-
-def test_a_machine_without_any_says_what_to_do(tmp_path):
-    (tmp_path / "sys" / "class").mkdir(parents=True)
-    readiness = PmemDriver([HostRoot(node="n1", root=str(tmp_path))], {}).readiness()
-    assert readiness.cause is Cause.NO_DRIVER
-    assert "modprobe" in readiness.remedy
-    assert "HAL_PMEM_FILES" in readiness.remedy

@@ -1,7 +1,7 @@
-"""The verbs of a connection over UCX.
+"""The verbs of a connection over UCX. :mod:`hal_rdma.ucx.quick` stands in front for what is plain.
 
 Where the target's memory is mapped here, put and get are copies and atomics are the processor's own; everything else
-goes through UCX under the link's lock. :mod:`hal_rdma.ucx.quick` stands in front for what is plain.
+goes through UCX under the link's lock.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ class UcxConnection:
                 return self._refuse("put", "its region was closed meanwhile")
             self._link.out_bytes += data.nbytes
             return self._done
-        start = self._library.address_of(data)
-        worker, size = self._link.worker, data.nbytes
+        start, size, worker = self._library.address_of(data), data.nbytes, self._link.worker
         call = self._library.ucp.ucp_put_nbx
         return self._post(
             "put",
