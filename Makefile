@@ -1,4 +1,4 @@
-# make demo   set everything up, probe this machine, then run a mock rack through its whole life
+# make demo   set everything up, probe this machine, run a mock rack through its whole life, show the real plugins at work
 # make test   set everything up and run the whole suite
 # make lab    boot a Debian kernel in QEMU with NVDIMMs, soft-RoCE, NVMe and CXL, and run the real plugins inside
 # make bench  the benchmarks of tests/bench, with ratios
@@ -29,6 +29,14 @@ demo: setup
 	@echo
 	@echo "== A mock rack (python -m hal_mocks.demo)"
 	@$(BIN)/python -m hal_mocks.demo
+	@echo
+	@echo "== The real plugins without their hardware: a region in a file, an RDMA NIC over shared memory"
+	@mkdir -p build/demo
+	@HAL_PMEM_FILES=$(CURDIR)/build/demo/scratch.pmem=64M HAL_RDMA_SOFTWARE=shm $(BIN)/hal-probe --kind pmem,rnic
+	@echo
+	@echo "== The real nvidia plugin in a mock machine, one GPU lost (hal mock run dgx-h100)"
+	@$(BIN)/hal-mock run dgx-h100 -- sh -c '$(BIN)/hal-mock fault gpu3 lost; $(BIN)/hal-probe --kind gpu' || [ $$? -ne 64 ]
+	@rm -rf build/demo
 
 test: setup check
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
