@@ -116,9 +116,8 @@ class StandIn:
     def renew(self) -> None:
         """Be a card as it came, for the next test: in DPU mode, ready, nothing on its cores."""
         self.mode, self.next_mode = "DpuMode", "DpuMode"
-        self.stage = len(STAGES) - 1
         self.boots = 0
-        self.entered = "2026-11-22T00:00:00+00:00"
+        self.enter(len(STAGES) - 1)
         self.stuck = self.deaf = False
         self._paused = False
         self.temperature: dict[str, Any] = {
@@ -157,9 +156,7 @@ class StandIn:
             self.boots += 1
             last = 1 if self.mode == "NicMode" else len(STAGES) - 1
             for stage in range(len(STAGES)):
-                self.stage = stage
-                moment = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
-                self.entered = (moment + datetime.timedelta(seconds=self.boots * 10 + stage)).isoformat()
+                self.enter(stage)
                 os.write(self._console, f"[{stage}.000000] {STAGES[stage][0]}\r\n".encode())
                 if stage == last or self._ending.wait(0.01) or self.stuck:
                     break
@@ -168,6 +165,12 @@ class StandIn:
     def pause_watching(self) -> None:
         """Let the test have rshim's files to itself."""
         self._paused = True
+
+    def enter(self, stage: int) -> None:
+        """Be in a stage from now on; state and time change together, as one answer tells both."""
+        moment = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
+        entered = moment + datetime.timedelta(seconds=self.boots * 10 + stage)
+        self.progress = {"OemLastState": STAGES[stage][0], "LastStateTime": entered.isoformat()}
 
     def write_misc(self, mode: str | None = None) -> None:
         """Let rshim's misc file say the mode."""
@@ -206,7 +209,7 @@ class StandIn:
             answers: dict[str, Callable[[], object]] = {
                 system: lambda: {
                     "PowerState": "On",
-                    "BootProgress": {"OemLastState": STAGES[self.stage][0], "LastStateTime": self.entered},
+                    "BootProgress": self.progress,
                     "ProcessorSummary": {"CoreCount": 16},
                     "MemorySummary": {"TotalSystemMemoryGiB": 32},
                     "Actions": {

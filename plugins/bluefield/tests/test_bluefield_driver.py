@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ from hal.interfaces.deadline import Deadline
 from hal.interfaces.dpu import BootState, DpuMode, ResetLevel
 from hal.model.attributes import Absence
 from hal.model.health import Health, worst
-from hal_bluefield import hal_drivers
+from hal_bluefield import boot, hal_drivers
 from hal_bluefield.config import CardConfig, belongs, load_config
 from hal_bluefield.devlink import read_devlink
 from hal_bluefield.driver import BlueFieldDriver
@@ -305,6 +307,29 @@ def test_a_reset_that_nobody_has_noticed_is_not_a_reset(card: StandIn, dpu: Blue
         dpu.reset(ResetLevel.HARD, deadline=Deadline.after(1.0)).wait(soon())
 
 
+def test_the_last_word_of_the_old_life_is_not_taken_for_ready(card: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the question for the state and that for the life the card goes down."""
+    driver = make(card, ssh=None)
+    with driver.open(card.id, OpenGuard(), soon()) as dpu:
+        asked: list[BootState] = []
+        ask = boot._state
+
+        def state(*arguments: Any) -> tuple[BootState, float]:
+            found = ask(*arguments)
+            asked.append(found[0])
+            if len(asked) == 1:
+                card.boots += 1
+                card.enter(0)
+                threading.Timer(0.2, card.enter, args=(3,)).start()
+            return found
+
+        monkeypatch.setattr(boot, "_state", state)
+        card.deaf = True
+        dpu.reset(ResetLevel.HARD, deadline=soon()).wait(soon())
+        assert dpu.boot().state is BootState.READY
+        assert len(asked) > 3, "it was asked again"
+
+
 def test_a_bmc_that_cannot_cut_the_power_says_what_it_can(card: StandIn, dpu: BlueField) -> None:
     card.allowed = ["ForceRestart"]
     with pytest.raises(Unsupported, match="ForceRestart"):
@@ -313,7 +338,7 @@ def test_a_bmc_that_cannot_cut_the_power_says_what_it_can(card: StandIn, dpu: Bl
 
 def test_a_booting_card_is_not_prepared(card: StandIn, driver: BlueFieldDriver) -> None:
     seen(driver, card)
-    card.stage = 1
+    card.enter(1)
     with pytest.raises(HalError, match="uefi"):
         driver.prepare(card.id, Grant(lease="l", fence=1), soon())
     assert "Booting" in [condition.type for condition in driver.sample([card.id], soon())]

@@ -99,7 +99,8 @@ def wait_ready(card: Card, before: Life, step: str, limit: Deadline, report: Cal
         try:
             state = read_boot(card, step, limit).state
             if state is BootState.READY:
-                if another or _life(card, step, limit).is_another_than(before):
+                # Another life first, then ready again: what was read before may be the last word of the old one.
+                if another or (_life(card, step, limit).is_another_than(before) and _is_ready(card, step, limit)):
                     report(1.0)
                     return
             else:
@@ -113,6 +114,10 @@ def wait_ready(card: Card, before: Life, step: str, limit: Deadline, report: Cal
             raise _late(card, step)
         pause.wait(seconds)
         seconds = min(seconds * 1.5, _LOOK_AT_MOST_SECONDS)
+
+
+def _is_ready(card: Card, step: str, limit: Deadline) -> bool:
+    return read_boot(card, step, limit).state is BootState.READY
 
 
 def _late(card: Card, step: str) -> DeadlineExceeded:
