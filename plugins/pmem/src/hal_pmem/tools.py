@@ -20,6 +20,7 @@ from hal.interfaces.deadline import Deadline
 
 _LOG = logging.getLogger(__name__)
 _MOST_BYTES = 16 << 20
+_KILLING_SECONDS = 0.3
 FRESH_SECONDS = 10.0
 """How long what a tool said stands: SMART changes slowly, and a claim samples devices several times a second."""
 
@@ -66,10 +67,16 @@ class Tools:
         where = self.find(name)
         if where is None:
             return [], f"{name} is not installed"
-        done, why = run([where, *LISTS[name]], self.environ, deadline)
+        done, why = run([where, *LISTS[name]], self.environ, _earlier(deadline))
         if why:
             return [], f"{name}: {why}"
         return parse(done, name)
+
+
+def _earlier(deadline: Deadline) -> Deadline:
+    """Return a deadline that leaves time to kill a tool before its caller goes on, and perhaps ends."""
+    left = deadline.timeout
+    return deadline if left is None else Deadline.after(max(left / 2, left - _KILLING_SECONDS))
 
 
 def run(command: Sequence[str], environ: Mapping[str, str], deadline: Deadline) -> tuple[bytes, str]:
