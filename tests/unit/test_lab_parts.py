@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -64,10 +65,16 @@ def test_a_program_is_followed_line_by_line_and_interrupted(guest: Guest):
 
 
 def test_a_program_that_does_not_end_is_killed_with_its_children(guest: Guest, tmp_path: Path):
+    # The child holds the pipe open: its end is heard, whenever the kernel comes to it.
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    ended = select.poll()
+    ended.register(held, 0)
     with pytest.raises(GuestError, match="still running"):
-        guest.run("sh", "-c", "sleep 1000 & echo $! > child; wait", timeout=0.2)
-    child = int((tmp_path / "child").read_text())
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+        guest.run("sh", "-c", "exec 3> held; echo begun >&3; sleep 1000 & wait", timeout=2)
+    assert ended.poll(10_000) == [(held, select.POLLHUP)]
+    assert os.read(held, 100) == b"begun\n"
+    os.close(held)
 
 
 def test_files_are_moved_whole_and_a_refusal_names_the_file(guest: Guest, tmp_path: Path):
