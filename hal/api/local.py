@@ -17,10 +17,10 @@ from hal.agent.repair import RESET_SECONDS, Repair, repair
 from hal.api.ask import Asked, make_claim
 from hal.api.held import HeldLease
 from hal.broker import command as c
-from hal.broker.explain import Explanation, explain
-from hal.broker.journal import Store
+from hal.broker.allocation.explain import Explanation, explain
+from hal.broker.journal.store import Store
 from hal.broker.ledger import Clock, Ledger
-from hal.broker.places import ancestors, why_unfit
+from hal.broker.allocation.places import ancestors, why_unfit
 from hal.broker.record import checked, event_of
 from hal.broker.state import Fenced, State
 from hal.drivers.contract import Driver, Problem

@@ -31,10 +31,10 @@ def open_broker(
 ) -> LocalBroker:
     """Open the broker of this machine: survey it, open its journal, agree with what was prepared.
 
-    Raises :class:`hal.broker.sqlite.JournalBusy` if another process holds the journal until the deadline.
+    Raises :class:`hal.broker.journal.sqlite.JournalBusy` if another process holds the journal until the deadline.
     """
     from hal.agent.survey import Survey, survey
-    from hal.broker.sqlite import SqliteStore
+    from hal.broker.journal.sqlite import SqliteStore
 
     def look() -> Survey:
         return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds))

@@ -107,29 +107,37 @@ AnyCommand = (
 )
 
 
-class Granted(msgspec.Struct, frozen=True, gc=False):
+class Granted(msgspec.Struct, frozen=True, gc=False, tag="granted"):
     """Yes. The same claim asked again gets the same lease."""
 
     lease: Lease
 
 
-class Refused(msgspec.Struct, frozen=True, gc=False):
+class Refused(msgspec.Struct, frozen=True, gc=False, tag="refused"):
     """No, and the proof in words."""
 
     reason: str
 
 
-class Undecided(msgspec.Struct, frozen=True, gc=False):
+class Queued(msgspec.Struct, frozen=True, gc=False, tag="queued"):
+    """Not yet: the claim waits at this position (from 1); ``starts_at`` is when it is expected, where that is known."""
+
+    position: int
+    starts_at: float | None = None
+    why: str = ""
+
+
+class Undecided(msgspec.Struct, frozen=True, gc=False, tag="undecided"):
     """Nobody knows: the search was given up after so many steps."""
 
     steps: int
 
 
-class Done(msgspec.Struct, frozen=True, gc=False):
+class Done(msgspec.Struct, frozen=True, gc=False, tag="done"):
     """It is so; ``lease`` as it is afterwards, where there is one; ``leases`` those that now need the agent."""
 
     lease: Lease | None = None
     leases: tuple[Lease, ...] = ()
 
 
-Answer = Granted | Refused | Undecided | Done
+Answer = Granted | Queued | Refused | Undecided | Done

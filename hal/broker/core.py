@@ -22,13 +22,14 @@ import msgspec
 
 from hal.broker import command as c
 from hal.broker import record as r
-from hal.broker.allocator import Place, View, allocate
-from hal.broker.explain import refusal_text
-from hal.broker.matching import BUDGET
-from hal.broker.places import ancestors, selector_of
+from hal.broker.allocation.view import Place, View, allocate
+from hal.broker.allocation.explain import refusal_text
+from hal.broker.allocation.matching import BUDGET
+from hal.broker.allocation.places import ancestors, selector_of
 from hal.broker.state import State, has_expired
 from hal.errors import ClaimError, DeviceBusy, DeviceNotFound, LeaseEnded, LeaseNotFound, StaleFence
-from hal.model.claim import Claim, check_claim, check_holder, check_ttl
+from hal.model.claim import Claim
+from hal.model.claim_check import check_claim, check_holder, check_ttl
 from hal.model.device import Device
 from hal.model.health import Action, Condition, Presence, Status
 from hal.model.kind import Kind

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from hal.broker.command import Answer, AnyCommand
 from hal.broker.core import decide
-from hal.broker.journal import Store, load_state
+from hal.broker.journal.store import Store, load_state
 from hal.broker.record import AnyRecord
 from hal.errors import JournalError
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hal.broker import record as r
-from hal.broker.places import Node
+from hal.broker.allocation.places import Node
 from hal.model.claim import Claim
 from hal.model.device import Device
 from hal.model.health import Condition

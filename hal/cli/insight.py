@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from hal.broker.explain import DeviceReason
+from hal.broker.allocation.explain import DeviceReason
 from hal.cli.claims import claim_of
 from hal.cli.leases import open_local, print_json
 

@@ -1,51 +1,123 @@
-"""What is asked."""
+"""What is asked: requests, what binds them together, how often, for how long, and how much it matters."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
-from hal.errors import ClaimError
 from hal.model.kind import Kind
 
-MOST_REQUESTS = 64
-MOST_DEVICES = 100_000
-LONGEST_ID = 128
-LONGEST_TTL_SECONDS = 10 * 365.25 * 86400
-"""Ten years. Who needs a device for longer renews."""
+Count = int | Literal["all"]
 
 
 class Locality(StrEnum):
-    """What the devices of a claim must share."""
+    """Places that devices can share, from near to far. ``link-domain`` is what one NVLink or xGMI fabric joins."""
 
     NODE = "node"
     NUMA = "numa"
     PCI_SWITCH = "pci-switch"
     RACK = "rack"
+    LINK_DOMAIN = "link-domain"
+
+
+class Share(StrEnum):
+    """Whether others may use the device at the same time."""
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+
+
+class Preempt(StrEnum):
+    """Whom a claim that finds no room may push out: nobody, or holders of a lower priority."""
+
+    NEVER = "never"
+    LOWER = "lower-priority"
+
+
+class Gather(StrEnum):
+    """How the replicas of a gang lie: in as few places as can be, all in one, or apart."""
+
+    FEWEST = "fewest"
+    ONE = "one"
+    SPREAD = "spread"
+
+
+FRACTION = "fraction_milli"
+"""A capacity that every device has 1000 of: for sharing one by thousandths."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """Some devices of one kind. ``where`` is a selector expression (see :mod:`hal.model.selector`)."""
+    """Some devices of one kind, for each replica of the claim.
+
+    ``count`` is a number, or ``all``: every device of a node that fits, and at least one. ``where`` is a selector in
+    the short form (:mod:`hal.model.selector`); ``cel`` are selectors in CEL with the variables of Kubernetes' dynamic
+    resource allocation (:mod:`hal.model.cel`); a device must match each of them. ``capacity`` maps names of capacities
+    (``memory_bytes``, ``rate_bps``, :data:`FRACTION`) to amounts: at least that much of an exclusive device, used up
+    on a shared one. ``profile`` asks for a partition to be made (``1g.10gb``) instead of a whole device. ``tolerate``
+    names types of conditions that this holder can live with. ``or_else`` are alternatives, best first, each with the
+    ``cost`` of taking it instead; alternatives have none of their own, and no names.
+    """
 
     kind: Kind
-    count: int = 1
+    count: Count = 1
     where: str = ""
     name: str = ""
+    cel: tuple[str, ...] = ()
+    capacity: dict[str, int] = {}
+    share: Share = Share.EXCLUSIVE
+    profile: str = ""
+    tolerate: tuple[str, ...] = ()
+    or_else: tuple[Request, ...] = ()
+    cost: float = 0.0
+
+    def __hash__(self) -> int:
+        # A dict has no hash. What is equal has the same one, and that is all that is asked of it.
+        return hash((self.kind, self.count, self.where, self.name, self.cel, self.share, self.profile))
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """All devices of the named requests (all requests if none is named) share one place."""
+    """What the devices of the named requests (of all requests if none is named) have in common, or must not have.
 
-    same: Locality
+    Exactly one of ``same`` and ``distinct`` is given: a :class:`Locality`, or the name of an attribute, as DRA's
+    ``matchAttribute`` and ``distinctAttribute``; a device without that attribute fits neither. ``pairwise``, with
+    ``same``: the first device of each request shares a place, the second of each shares one, and so on: each GPU with
+    its own NIC on its switch. With a ``weight`` it is a wish: not keeping it costs that much.
+    """
+
+    same: str = ""
+    distinct: str = ""
     requests: tuple[str, ...] = ()
+    pairwise: bool = False
+    weight: float | None = None
+
+
+class Gang(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """How the replicas of a claim lie over places of one level: a :class:`Locality` from the node up.
+
+    ``most`` replicas are in any one place (a failure domain): without it no limit, and 1 when they are spread.
+    """
+
+    how: Gather = Gather.FEWEST
+    over: Locality = Locality.RACK
+    most: int | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """All or nothing: every request is met under every constraint, or none is.
+    """All or nothing: every request of every replica is met under every constraint, or none is.
 
     ``id`` is chosen by the caller (or made for them) and makes the claim idempotent: asked twice, granted once.
     ``ttl_seconds`` is how long the lease lasts without renewal.
+
+    Each of the ``replicas`` lies on one node, and the constraints hold within it; a claim of one replica may lie on
+    several nodes unless a constraint forbids it. With ``max_replicas`` the claim is elastic: it is granted with as many
+    as there is room for, at least ``replicas``, shrinks before anybody is evicted, and grows again.
+
+    ``priority``: higher goes first. ``preempt`` says whom it may push out; the pushed out have their own
+    ``grace_seconds`` to leave. ``wait`` puts a claim that finds no room in the queue, for ``wait_seconds`` at most.
+    ``start_at`` (seconds since the Unix epoch) reserves for later; ``duration_seconds`` ends the lease by itself, and
+    lets others be planned around it.
     """
 
     id: str
@@ -53,95 +125,23 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     constraints: tuple[Constraint, ...] = ()
     tenant: str = "default"
     ttl_seconds: float = 60.0
+    replicas: int = 1
+    max_replicas: int | None = None
+    gang: Gang | None = None
+    priority: int = 0
+    preempt: Preempt = Preempt.NEVER
+    grace_seconds: float = 30.0
+    start_at: float | None = None
+    duration_seconds: float | None = None
+    wait: bool = False
+    wait_seconds: float | None = None
 
 
-def check_claim(claim: Claim) -> Claim:
-    """Return the claim, or raise :class:`~hal.errors.ClaimError` for one that makes no sense by itself."""
-    check_holder(claim)
-    _check_types(claim)
-    if not claim.requests:
-        raise _refuse(claim, "it asks for nothing", "name a kind, as in: hal claim gpu")
-    if len(claim.requests) > MOST_REQUESTS:
-        raise _refuse(claim, f"{len(claim.requests)} requests, at most {MOST_REQUESTS} are allowed")
-    names = [request.name for request in claim.requests if request.name]
-    if len(set(names)) < len(names):
-        raise _refuse(claim, "two requests have the same name")
-    for request in claim.requests:
-        if not 1 <= request.count <= MOST_DEVICES:
-            raise _refuse(claim, f"count is {request.count}, it must be between 1 and {MOST_DEVICES}")
-    for constraint in claim.constraints:
-        for name in constraint.requests:
-            if name not in names:
-                raise _refuse(claim, f"a constraint speaks of the request {name!r}, which the claim does not have")
-    return claim
-
-
-def check_holder(claim: Claim) -> None:
-    """Check what a claim says about its holder alone: id, tenant and time to live."""
-    word = claim.id
-    if not _is_word(word) or " " in word:
-        raise _refuse(claim, f"the id {claim.id!r} is not 1 to {LONGEST_ID} printable characters without spaces")
-    if not _is_word(claim.tenant):
-        raise _refuse(claim, f"the tenant {claim.tenant!r} is not 1 to {LONGEST_ID} printable characters")
-    if not (type(claim.ttl_seconds) is float and 0 < claim.ttl_seconds <= LONGEST_TTL_SECONDS):
-        check_ttl(claim.ttl_seconds, word, "claim")
-
-
-def check_ttl(seconds: float, lease_id: str, during: str) -> None:
-    """Raise :class:`~hal.errors.ClaimError` for a time to live that is no number of seconds up to ten years."""
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= LONGEST_TTL_SECONDS:
-        raise ClaimError(
-            f"ttl_seconds is {seconds!r}, it must be above 0 and at most {LONGEST_TTL_SECONDS:.0f} (ten years)",
-            device=lease_id,
-            during=during,
-            hint="a shorter time, and renew",
-        )
-
-
-def _is_word(text: str) -> bool:
-    return isinstance(text, str) and 0 < len(text) <= LONGEST_ID and text.isprintable()
-
-
-def _check_types(claim: Claim) -> None:
-    """Structs are not checked when they are made; what the journal could not read again must not get there."""
-    try:
-        same = msgspec.convert(msgspec.to_builtins(claim), Claim) == claim
-    except (msgspec.ValidationError, TypeError, UnicodeError) as error:
-        raise _refuse(claim, str(error), "see hal.model.claim for the type of each field") from error
-    if not same:
-        raise _refuse(claim, "a field has another type than it must have", "requests and constraints are tuples")
-    for constraint in claim.constraints:
-        if not isinstance(constraint.same, Locality):
-            raise _refuse(claim, f"same is {constraint.same!r}, not a Locality", "Locality." + constraint.same.upper())
-    for request in claim.requests:
-        if not isinstance(request.kind, Kind):
-            raise _refuse(claim, f"kind is {request.kind!r}, not a Kind", f"Kind({request.kind!r})")
-        if isinstance(request.count, bool) or not isinstance(request.count, int):
-            raise _refuse(claim, f"count is {request.count!r}, it must be a whole number")
-        if request.name and not _is_word(request.name):
-            raise _refuse(claim, f"the request's name {request.name!r} is not up to {LONGEST_ID} printable characters")
-        if not request.where.isascii() and not _encodes(request.where):
-            raise _refuse(claim, f"the selector {request.where!r} is not text")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
-
-
-def _refuse(claim: Claim, what: str, hint: str | None = None) -> ClaimError:
-    return ClaimError(what, device=claim.id if _is_word(claim.id) else None, during="claim", hint=hint)
-
-
-def request_names(claim: Claim) -> tuple[str, ...]:
+def request_names(requests: tuple[Request, ...]) -> tuple[str, ...]:
     """Return what each request is called: its name, or its kind, numbered where that is not unique."""
-    taken = {request.name for request in claim.requests if request.name}
+    taken = {request.name for request in requests if request.name}
     names: list[str] = []
-    for request in claim.requests:
+    for request in requests:
         name = request.name
         if not name:
             name = request.kind.value

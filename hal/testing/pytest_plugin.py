@@ -76,7 +76,7 @@ def hal_broker(request: pytest.FixtureRequest, hal_survey: Survey, tmp_path: Pat
     ``broker.refresh()`` looks at the devices again; ``broker.claim("gpu")`` gives a lease whose devices can be opened.
     """
     from hal.api.local import LocalBroker
-    from hal.broker.memory import MemoryStore
+    from hal.broker.journal.memory import MemoryStore
 
     clock = getattr(_machine(request), "clock", None)
     virtual = clock is not None and hasattr(clock, "advance")

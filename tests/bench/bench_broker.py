@@ -11,8 +11,8 @@ import msgspec
 from hal.api.local import LocalBroker
 from hal.broker import command as c
 from hal.broker.ledger import Ledger
-from hal.broker.memory import MemoryStore
-from hal.broker.sqlite import SqliteStore
+from hal.broker.journal.memory import MemoryStore
+from hal.broker.journal.sqlite import SqliteStore
 from hal.model.claim import Claim
 from hal.model.device import Device
 from tests.bench.rows import Row, best

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from hal.broker.sqlite import SqliteStore
+from hal.broker.journal.sqlite import SqliteStore
 from hal.cli.claims import read_claim
 from hal.cli.leases import quoted
 from hal.cli.main import main

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal.broker.matching import Assignment, Budget, NoPlace, OutOfBudget, Shortfall, match, solve
+from hal.broker.allocation.matching import Assignment, Budget, NoPlace, OutOfBudget, Shortfall, match, solve
 from tests.budget import examples
 
 DEVICES = 6

@@ -18,7 +18,7 @@ import json, sys
 from pathlib import Path
 from hal.agent.survey import survey
 from hal.api.local import LocalBroker
-from hal.broker.memory import MemoryStore
+from hal.broker.journal.memory import MemoryStore
 
 root, runtime = sys.argv[1:]
 found = survey(root=root, deadline_seconds=20.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from hal.api.local import LocalBroker
-from hal.broker.memory import MemoryStore
+from hal.broker.journal.memory import MemoryStore
 from hal.drivers.contract import READY, Discovery
 from hal.errors import DeviceGone, DeviceNotFound, JournalError, StaleFence
 from hal.interfaces.deadline import Deadline

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hal.broker import command as c
-from hal.broker.explain import explain
+from hal.broker.allocation.explain import explain
 from hal.errors import ClaimError, LeaseEnded, LeaseNotFound, SelectorError, StaleFence
 from hal.model.claim import Constraint, Locality
 from hal.model.health import Presence, Severity, Status

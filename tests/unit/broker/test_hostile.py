@@ -12,8 +12,8 @@ import pytest
 from hal.api.local import LocalBroker
 from hal.broker import command as c
 from hal.broker.ledger import Ledger
-from hal.broker.memory import MemoryStore
-from hal.broker.sqlite import FILE, SqliteStore
+from hal.broker.journal.memory import MemoryStore
+from hal.broker.journal.sqlite import FILE, SqliteStore
 from hal.errors import (
     ClaimError,
     JournalError,
@@ -250,7 +250,7 @@ def test_a_disk_without_room_for_even_a_lock_is_a_journal_error(tmp_path):
     program = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from hal.broker.sqlite import SqliteStore\n"
+        "from hal.broker.journal.sqlite import SqliteStore\n"
         "from hal.errors import JournalError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))\n"

@@ -12,8 +12,8 @@ from hal.api.folders import folders
 from hal.api.held import open_lease
 from hal.api.local import LocalBroker
 from hal.broker import command as c
-from hal.broker.memory import MemoryStore
-from hal.broker.sqlite import SqliteStore
+from hal.broker.journal.memory import MemoryStore
+from hal.broker.journal.sqlite import SqliteStore
 from hal.drivers.guard import GuardPages
 from hal.errors import (
     AccessDenied,

@@ -7,7 +7,7 @@ import pytest
 
 from hal.api.held import HeldLease, open_lease
 from hal.api.local import LocalBroker
-from hal.broker.sqlite import SqliteStore
+from hal.broker.journal.sqlite import SqliteStore
 from hal.errors import (
     ClaimError,
     ClaimRefused,

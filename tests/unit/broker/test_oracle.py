@@ -9,7 +9,7 @@ import pytest
 
 from hal.broker import command as c
 from hal.broker.core import decide
-from hal.broker.explain import explain
+from hal.broker.allocation.explain import explain
 from hal.model.claim import Constraint, Locality
 from hal.model.health import Severity
 from hal.model.kind import Kind

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from hal.broker import command as c
-from hal.broker.journal import Store, load_state
+from hal.broker.journal.store import Store, load_state
 from hal.broker.ledger import Ledger
-from hal.broker.memory import MemoryStore
+from hal.broker.journal.memory import MemoryStore
 from hal.broker.record import BootSeen, LeaseSuspected
-from hal.broker.sqlite import FILE, JournalBusy, SqliteStore
+from hal.broker.journal.sqlite import FILE, JournalBusy, SqliteStore
 from hal.errors import JournalError
 from hal.interfaces.deadline import Deadline
 from tests.unit.broker.fake import ManualClock
@@ -109,7 +109,7 @@ def test_a_second_process_waits_and_is_then_told_who_has_the_journal(tmp_path):
     store = SqliteStore(tmp_path)
     program = (
         "import sys; from pathlib import Path\n"
-        "from hal.broker.sqlite import SqliteStore, JournalBusy\n"
+        "from hal.broker.journal.sqlite import SqliteStore, JournalBusy\n"
         "from hal.interfaces.deadline import Deadline\n"
         "try: SqliteStore(Path(sys.argv[1]), Deadline.after(float(sys.argv[2])))\n"
         "except JournalBusy as error: print(error); sys.exit(75)\n"

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from hal.api.local import LocalBroker
-from hal.broker.sqlite import FILE, SqliteStore
+from hal.broker.journal.sqlite import FILE, SqliteStore
 from hal.drivers.guard import GuardPages
 from hal.errors import ClaimRefused
 from tests.unit.broker.checker import check

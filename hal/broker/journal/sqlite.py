@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from hal.broker.journal import DAMAGED
+from hal.broker.journal.store import DAMAGED
 from hal.broker.record import AnyRecord, decode_record, encode_record
 from hal.broker.state import Snapshot
 from hal.errors import JournalError
@@ -101,7 +101,7 @@ class SqliteStore:
         return self._connection
 
     def append(self, records: Sequence[AnyRecord], revision: int) -> int:
-        """See :class:`~hal.broker.journal.Store`; one transaction, on the disk when it returns."""
+        """See :class:`~hal.broker.journal.store.Store`; one transaction, on the disk when it returns."""
         if revision != self._head:
             raise JournalError(f"the journal is at revision {self._head}, not {revision}", during="append")
         rows = [self._row(number, record) for number, record in enumerate(records, revision + 1)]
@@ -135,7 +135,7 @@ class SqliteStore:
             raise
 
     def head(self) -> int:
-        """See :class:`~hal.broker.journal.Store`; read from the file again."""
+        """See :class:`~hal.broker.journal.store.Store`; read from the file again."""
         self._head = self._guard("read", self._read_head)
         return self._head
 
@@ -144,7 +144,7 @@ class SqliteStore:
         return int(connection.execute("SELECT coalesce(max(revision), 0) FROM records").fetchone()[0])
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, AnyRecord]]:
-        """See :class:`~hal.broker.journal.Store`; reads in blocks, so that one may append meanwhile."""
+        """See :class:`~hal.broker.journal.store.Store`; reads in blocks, so that one may append meanwhile."""
         reached = after
         while block := self._guard("replay", partial(self._block, reached)):
             yield from block
@@ -156,13 +156,13 @@ class SqliteStore:
         return [(int(revision), decode_record(body)) for revision, body in rows]
 
     def snapshot(self) -> Snapshot | None:
-        """See :class:`~hal.broker.journal.Store`."""
+        """See :class:`~hal.broker.journal.store.Store`."""
         statement = "SELECT body FROM snapshots ORDER BY revision DESC LIMIT 1"
         row = self._guard("replay", lambda: self._sql.execute(statement).fetchone())
         return None if row is None else self._guard("replay", lambda: msgspec.json.decode(row[0], type=Snapshot))
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
-        """See :class:`~hal.broker.journal.Store`; keeps the newest alone."""
+        """See :class:`~hal.broker.journal.store.Store`; keeps the newest alone."""
         body = msgspec.json.encode(snapshot).decode()
         rows = [(snapshot.revision, body)]
         self._guard("snapshot", lambda: self._write("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", rows))
@@ -170,7 +170,7 @@ class SqliteStore:
         self._guard("snapshot", lambda: self._write("DELETE FROM snapshots WHERE revision < ?", old))
 
     def close(self) -> None:
-        """See :class:`~hal.broker.journal.Store`."""
+        """See :class:`~hal.broker.journal.store.Store`."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -6,11 +6,12 @@ from collections import Counter
 
 import msgspec
 
-from hal.broker.allocator import Place, Shape, View, Wide, allocate, view_of
-from hal.broker.matching import NoPlace, Shortfall
-from hal.broker.places import ancestors, selector_of, why_unfit
+from hal.broker.allocation.view import Place, Shape, View, Wide, allocate, view_of
+from hal.broker.allocation.matching import NoPlace, Shortfall
+from hal.broker.allocation.places import ancestors, selector_of, why_unfit
 from hal.broker.state import State
-from hal.model.claim import Claim, Locality, Request, check_claim, request_names
+from hal.model.claim import Claim, Locality, Request, request_names
+from hal.model.claim_check import check_claim
 from hal.model.device import Device
 
 _PLACES = {
@@ -64,7 +65,7 @@ def explain(state: State, claim: Claim, most_devices: int = 1000) -> Explanation
     """Explain a claim without granting it."""
     check_claim(claim)
     outcome = allocate(state, claim)
-    names = request_names(claim)
+    names = request_names(claim.requests)
     cause = None if outcome is None or isinstance(outcome, Place) else outcome.cause
     blocking = frozenset(_blocking(state, claim, cause))
     reports: list[RequestReport] = []
@@ -192,7 +193,7 @@ def refusal_text(state: State, claim: Claim, cause: Shortfall | NoPlace) -> str:
 
 
 def _shortfall(state: State, claim: Claim, cause: Shortfall) -> str:
-    names = request_names(claim)
+    names = request_names(claim.requests)
     which = " and ".join(_described(claim.requests[i], names[i]) for i in cause.requests)
     if cause.available >= cause.needed:
         return f"{which} cannot be met: devices that share their fate cannot be given together"
@@ -208,7 +209,7 @@ def _shortfall(state: State, claim: Claim, cause: Shortfall) -> str:
 
 
 def _no_place(state: State, claim: Claim, cause: NoPlace) -> str:
-    names = request_names(claim)
+    names = request_names(claim.requests)
     constraint = claim.constraints[cause.constraint]
     concerned = constraint.requests or names
     place = _PLACES[constraint.same]

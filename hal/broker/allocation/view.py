@@ -14,8 +14,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hal.broker.matching import Assignment, Budget, NoPlace, Order, OutOfBudget, Shortfall, lowest, match, solve
-from hal.broker.places import Layout, Node
+from hal.broker.allocation.matching import Assignment, Budget, NoPlace, Order, OutOfBudget, Shortfall, lowest, match, solve
+from hal.broker.allocation.places import Layout, Node
 from hal.broker.state import State
 from hal.model.claim import Claim, Constraint, Locality, Request, request_names
 
@@ -87,7 +87,7 @@ class View:
         self.requests, self.constraints = shape
         self.counts = tuple(request.count for request in self.requests)
         self.total = sum(self.counts)
-        self.names = request_names(Claim(id="-", requests=self.requests))
+        self.names = request_names(self.requests)
         self.concerned = tuple(_concerned(constraint, self.names) for constraint in self.constraints)
         self.covering = -1
         for number, constraint in enumerate(self.constraints):

@@ -1,0 +1,1 @@
+"""Choosing devices: places, matching, views, and why not."""
