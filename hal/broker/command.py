@@ -8,6 +8,7 @@ from hal.model.claim import Claim
 from hal.model.device import Device
 from hal.model.health import Condition
 from hal.model.lease import Lease
+from hal.model.tenant import Tenant
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -39,10 +40,14 @@ class ClaimDevices(Command, frozen=True, gc=False):
 
 
 class MarkPrepared(Command, frozen=True, gc=False):
-    """The agent has prepared every device of the lease under this fence."""
+    """The agent has prepared every device of the lease under this fence, the newest one it has.
+
+    ``opened_as``: the device id of each part that was made, by slot.
+    """
 
     lease: str
     fence: int
+    opened_as: dict[str, str] = {}
 
 
 class Renew(Command, frozen=True, gc=False):
@@ -53,8 +58,16 @@ class Renew(Command, frozen=True, gc=False):
     tenant: str | None = None
 
 
+class Resize(Command, frozen=True, gc=False):
+    """Let an elastic lease have so many replicas. Fewer: the last ones leave at once; more: granted now or refused."""
+
+    lease: str
+    replicas: int
+    tenant: str | None = None
+
+
 class Release(Command, frozen=True, gc=False):
-    """End the lease; the devices come back when the agent has proven it."""
+    """End the lease; the devices come back when the agent has proven it. A waiting claim leaves the queue."""
 
     lease: str
     why: str = "released by its holder"
@@ -62,7 +75,7 @@ class Release(Command, frozen=True, gc=False):
 
 
 class ProveReleased(Command, frozen=True, gc=False):
-    """The holder of ``lease`` can do nothing more with the ``freed`` devices; of the ``fenced`` that is not proven.
+    """The holder of ``lease`` can do nothing more with the ``freed`` slots; of the ``fenced`` that is not proven.
 
     ``freed=None`` stands for all that are not fenced.
 
@@ -79,8 +92,20 @@ class ProveReleased(Command, frozen=True, gc=False):
     returned: bool = False
 
 
+class ProveShrunk(Command, frozen=True, gc=False):
+    """The holder of ``lease`` can do nothing more with the ``replicas`` it was told to leave.
+
+    Of the ``fenced`` slots that is not proven.
+    """
+
+    lease: str
+    replicas: tuple[int, ...]
+    fenced: dict[str, str] = {}
+    proof: str = "unprepared by the agent"
+
+
 class ProveFreed(Command, frozen=True, gc=False):
-    """A fenced device is let go after all."""
+    """A fenced slot is let go after all."""
 
     device: str
     fence: int
@@ -99,11 +124,66 @@ class RepairDevice(Command, frozen=True, gc=False):
 
 
 class Expire(Command, frozen=True, gc=False):
-    """Look at the clock: leases that have expired become suspect, conditions that have expired go."""
+    """Look at the clock: what has expired becomes suspect, who was to leave is ended, who waited too long goes."""
+
+
+class Schedule(Command, frozen=True, gc=False):
+    """Do the next thing that the queue asks for: grant a waiting claim, make room for one, let an elastic lease grow.
+
+    Answered by ``Granted`` for a claim that waited, or by ``Done``; without records there is nothing to do.
+    """
+
+
+class SetCordon(Command, frozen=True, gc=False):
+    """Keep a device (its id) or a machine (``node:NAME``) from new leases.
+
+    With ``drain`` the holders are told to leave, too: within ``grace_seconds``, or as long as each was promised.
+    """
+
+    target: str
+    why: str = ""
+    by: str = "operator"
+    drain: bool = False
+    grace_seconds: float | None = None
+
+
+class LiftCordon(Command, frozen=True, gc=False):
+    """Take a cordon back."""
+
+    target: str
+    by: str = "operator"
+
+
+class SetTenant(Command, frozen=True, gc=False):
+    """Say what a tenant may have, from now on. What it has already stays."""
+
+    tenant: Tenant
+
+
+class RemoveTenant(Command, frozen=True, gc=False):
+    """Forget what was said about a tenant."""
+
+    path: str
 
 
 AnyCommand = (
-    Begin | Observe | ClaimDevices | MarkPrepared | Renew | Release | ProveReleased | ProveFreed | RepairDevice | Expire
+    Begin
+    | Observe
+    | ClaimDevices
+    | MarkPrepared
+    | Renew
+    | Resize
+    | Release
+    | ProveReleased
+    | ProveShrunk
+    | ProveFreed
+    | RepairDevice
+    | Expire
+    | Schedule
+    | SetCordon
+    | LiftCordon
+    | SetTenant
+    | RemoveTenant
 )
 
 

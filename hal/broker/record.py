@@ -8,9 +8,9 @@ import msgspec
 
 from hal.model.claim import Claim
 from hal.model.device import Device
-from hal.model.event import Event, EventType
 from hal.model.health import Condition
-from hal.model.lease import Lease
+from hal.model.lease import AllocatedDevice, Lease
+from hal.model.tenant import Tenant
 
 T = TypeVar("T")
 
@@ -34,6 +34,9 @@ class BootSeen(Record, frozen=True, gc=False, tag="boot-seen"):
     clock_offset_seconds: float = 0.0
 
 
+# --- devices
+
+
 class DeviceSeen(Record, frozen=True, gc=False, tag="device-seen"):
     """A device as it is now; replaces what was known of it."""
 
@@ -46,6 +49,68 @@ class DeviceForgotten(Record, frozen=True, gc=False, tag="device-forgotten"):
     device: str
 
 
+class DeviceFreed(Record, frozen=True, gc=False, tag="device-freed"):
+    """A fenced slot (a device, a part of one, or a share in one) is proven to be let go."""
+
+    device: str
+    proof: str
+
+
+class DeviceRepaired(Record, frozen=True, gc=False, tag="device-repaired"):
+    """A repair passed: of the device's conditions only these are left."""
+
+    device: str
+    how: str
+    conditions: tuple[Condition, ...] = ()
+
+
+class Cordoned(Record, frozen=True, gc=False, tag="cordoned"):
+    """A device (its id) or a machine (``node:NAME``) gets no new leases; ``draining`` ones lose those they have."""
+
+    target: str
+    why: str
+    by: str
+    draining: bool = False
+
+
+class Uncordoned(Record, frozen=True, gc=False, tag="uncordoned"):
+    """A cordon was taken back."""
+
+    target: str
+    by: str
+
+
+# --- claims in the queue
+
+
+class ClaimQueued(Record, frozen=True, gc=False, tag="claim-queued"):
+    """A claim waits."""
+
+    claim: Claim
+
+
+class ClaimKept(Record, frozen=True, gc=False, tag="claim-kept"):
+    """These devices are kept for a waiting claim from ``starts_at`` on (None: as soon as they come free).
+
+    It replaces what was kept for it before; ``why`` says what it waits for.
+    """
+
+    claim: str
+    devices: tuple[AllocatedDevice, ...]
+    starts_at: float | None = None
+    why: str = ""
+
+
+class ClaimLeft(Record, frozen=True, gc=False, tag="claim-left"):
+    """A waiting claim leaves the queue without having been granted."""
+
+    claim: str
+    why: str
+
+
+# --- leases
+
+
 class LeaseGranted(Record, frozen=True, gc=False, tag="lease-granted"):
     """The commit point of a claim."""
 
@@ -54,9 +119,10 @@ class LeaseGranted(Record, frozen=True, gc=False, tag="lease-granted"):
 
 
 class LeasePrepared(Record, frozen=True, gc=False, tag="lease-prepared"):
-    """The agent has prepared every device."""
+    """The agent has prepared every device. ``opened_as``: the device id of each part that was made, by slot."""
 
     lease: str
+    opened_as: dict[str, str] = {}
 
 
 class LeaseRenewed(Record, frozen=True, gc=False, tag="lease-renewed"):
@@ -65,6 +131,33 @@ class LeaseRenewed(Record, frozen=True, gc=False, tag="lease-renewed"):
     lease: str
     expires_at: float
     ttl_seconds: float | None = None
+
+
+class LeaseNoticed(Record, frozen=True, gc=False, tag="lease-noticed"):
+    """Its holder is told to leave until ``leave_by``; with ``leaving`` these replicas only, and the rest stays."""
+
+    lease: str
+    leave_by: float
+    why: str
+    leaving: tuple[int, ...] = ()
+
+
+class LeaseGrown(Record, frozen=True, gc=False, tag="lease-grown"):
+    """More replicas were given, under a fence of their own. They are bound, not prepared."""
+
+    lease: str
+    devices: tuple[AllocatedDevice, ...]
+    fence: int
+
+
+class LeaseShrunk(Record, frozen=True, gc=False, tag="lease-shrunk"):
+    """These replicas are gone from it. ``freed`` slots are proven to be let go, ``fenced`` are not (slot -> why)."""
+
+    lease: str
+    replicas: tuple[int, ...]
+    freed: tuple[str, ...]
+    proof: str
+    fenced: dict[str, str] = {}
 
 
 class LeaseSuspected(Record, frozen=True, gc=False, tag="lease-suspected"):
@@ -81,7 +174,7 @@ class LeaseReleasing(Record, frozen=True, gc=False, tag="lease-releasing"):
 
 
 class LeaseEnded(Record, frozen=True, gc=False, tag="lease-ended"):
-    """It is over. ``freed`` devices are proven to be let go, ``fenced`` ones are not (id -> why) and stay closed.
+    """It is over. ``freed`` slots are proven to be let go, ``fenced`` ones are not (slot -> why) and stay closed.
 
     ``returned`` means that the claim was never acknowledged: its id is as if it had never been used.
     """
@@ -93,19 +186,19 @@ class LeaseEnded(Record, frozen=True, gc=False, tag="lease-ended"):
     returned: bool = False
 
 
-class DeviceFreed(Record, frozen=True, gc=False, tag="device-freed"):
-    """A fenced device is proven to be let go."""
-
-    device: str
-    proof: str
+# --- tenants
 
 
-class DeviceRepaired(Record, frozen=True, gc=False, tag="device-repaired"):
-    """A repair passed: of the device's conditions only these are left."""
+class TenantSet(Record, frozen=True, gc=False, tag="tenant-set"):
+    """What a tenant may have, from now on."""
 
-    device: str
-    how: str
-    conditions: tuple[Condition, ...] = ()
+    tenant: Tenant
+
+
+class TenantRemoved(Record, frozen=True, gc=False, tag="tenant-removed"):
+    """What was said about a tenant is forgotten."""
+
+    path: str
 
 
 AnyRecord = (
@@ -113,14 +206,24 @@ AnyRecord = (
     | BootSeen
     | DeviceSeen
     | DeviceForgotten
+    | DeviceFreed
+    | DeviceRepaired
+    | Cordoned
+    | Uncordoned
+    | ClaimQueued
+    | ClaimKept
+    | ClaimLeft
     | LeaseGranted
     | LeasePrepared
     | LeaseRenewed
+    | LeaseNoticed
+    | LeaseGrown
+    | LeaseShrunk
     | LeaseSuspected
     | LeaseReleasing
     | LeaseEnded
-    | DeviceFreed
-    | DeviceRepaired
+    | TenantSet
+    | TenantRemoved
 )
 
 _ENCODER = msgspec.json.Encoder()
@@ -147,37 +250,3 @@ def decode_record(text: bytes | str) -> AnyRecord:
     """Return the record that JSON stands for; raises ``msgspec.ValidationError`` for anything else."""
     record: AnyRecord = _DECODER.decode(text)
     return record
-
-
-def event_of(record: AnyRecord, revision: int = 0) -> Event:
-    """Return the record as a line of history for people and watchers."""
-    match record:
-        case JournalBegun():
-            type_, subject, detail = EventType.ADDED, "journal", f"fences start above {record.fence}"
-        case BootSeen():
-            type_, subject, detail = EventType.BOOTED, "machine", record.boot_id
-        case DeviceSeen(device=device):
-            type_, subject = EventType.CHANGED, device.id
-            detail = "; ".join(f"{c.type}: {c.evidence}" for c in device.conditions) or device.presence.value
-        case DeviceForgotten():
-            type_, subject, detail = EventType.REMOVED, record.device, ""
-        case LeaseGranted(lease=lease):
-            type_, subject = EventType.GRANTED, lease.id
-            detail = f"{lease.tenant}, fence {lease.fence}: " + ", ".join(device.name for device in lease.devices)
-        case LeasePrepared():
-            type_, subject, detail = EventType.PREPARED, record.lease, ""
-        case LeaseRenewed():
-            type_, subject, detail = EventType.RENEWED, record.lease, f"until {record.expires_at:.3f}"
-        case LeaseSuspected():
-            type_, subject, detail = EventType.SUSPECTED, record.lease, "expired"
-        case LeaseReleasing():
-            type_, subject, detail = EventType.RELEASING, record.lease, record.why
-        case LeaseEnded():
-            type_, subject, detail = EventType.RELEASED, record.lease, record.proof
-            if record.fenced:
-                detail += "; still fenced: " + ", ".join(f"{name} ({why})" for name, why in record.fenced.items())
-        case DeviceFreed():
-            type_, subject, detail = EventType.FREED, record.device, record.proof
-        case DeviceRepaired():
-            type_, subject, detail = EventType.REPAIRED, record.device, record.how
-    return Event(type=type_, subject=subject, at=record.at, revision=revision, detail=detail)

@@ -26,6 +26,15 @@ class EventType(StrEnum):
     FREED = "freed"
     REPAIRED = "repaired"
     BOOTED = "booted"
+    QUEUED = "queued"
+    KEPT = "kept"
+    LEFT = "left"
+    NOTICED = "noticed"
+    GROWN = "grown"
+    SHRUNK = "shrunk"
+    CORDONED = "cordoned"
+    UNCORDONED = "uncordoned"
+    TENANT = "tenant"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -29,7 +29,8 @@ class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
     ``fence`` is that of the grant which gave this device (0: the lease's own). ``uses`` is what is used up of a shared
     device, empty for one held alone. ``partition`` is the part to be made of it, ``profile@first slice``, and
-    ``opened_as`` the device id of that part once it was made.
+    ``opened_as`` the device id of that part once it was made. ``milli`` is how much of the device counts on its
+    tenant's account, in thousandths.
     """
 
     id: str
@@ -45,10 +46,11 @@ class AllocatedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     uses: dict[str, int] = {}
     partition: str = ""
     opened_as: str = ""
+    milli: int = 1000
 
     @property
     def slot(self) -> str:
-        """What the fence is about: the device, or the part of it."""
+        """The device, or the part of it that was given."""
         return f"{self.id}#{self.partition}" if self.partition else self.id
 
 
@@ -58,6 +60,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     ``fence`` grows with every grant; a driver refuses a holder whose fence is lower than the highest it has seen.
     ``id`` is the claim's id. ``ends_at`` is where its duration ends, renewed or not. While it is ``draining``,
     ``leave_by`` is when its devices are taken back and ``notice`` says why; with ``leaving`` replicas only those go.
+    ``elastic`` are the fewest and the most replicas it may have.
     """
 
     id: str
@@ -75,6 +78,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     leave_by: float = 0.0
     notice: str = ""
     leaving: tuple[int, ...] = ()
+    elastic: tuple[int, int] | None = None
 
     @property
     def replicas(self) -> int:
@@ -84,3 +88,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     def fence_of(self, device: AllocatedDevice) -> int:
         """Return the fence under which one of the devices is held."""
         return device.fence or self.fence
+
+    def slot_of(self, device: AllocatedDevice) -> str:
+        """Return what one holder has alone and a fence speaks of: a device, a part of it, or a share in it."""
+        return f"{device.id}+{self.id}" if device.uses else device.slot
