@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from hal.agent.plugins import PluginSet, speaks_to_environment
-from hal.drivers.contract import Context, Driver, HostRoot
+from hal.drivers.contract import Context, Driver, DriverFactory, HostRoot
 from hal.drivers.entries import installed
 from hal.drivers.guarded import describe
 from hal.drivers.loader import load
@@ -14,10 +14,10 @@ from hal.errors import NotReady
 from hal.interfaces.deadline import Deadline
 
 
-def create_drivers(
+def find_factories(
     names: Iterable[str], environ: Mapping[str, str] | None = None, deadline_seconds: float = 5.0
-) -> dict[str, Driver]:
-    """Create the named drivers; nothing is discovered.
+) -> tuple[dict[str, DriverFactory], Context]:
+    """Load the plugins that offer the named drivers; return the factories, and what to create them with.
 
     Raises :class:`~hal.errors.NotReady` for one that no installed plugin offers.
     """
@@ -31,18 +31,10 @@ def create_drivers(
     brought = plugins.hosts()
     root = environ.get("HAL_SYSFS_ROOT") or None
     hosts = (HostRoot(node=os.uname().nodename, root=root),) if brought is None or root else brought
-    context = Context(hosts=hosts, environ=environ)
-    found: dict[str, Driver] = {}
+    found: dict[str, DriverFactory] = {}
     for factory in (factory for plugin in loaded for factory in plugin.factories):
-        if factory.name in wanted and factory.name not in found:
-            try:
-                found[factory.name] = factory.create(context)
-            except Exception as error:  # a guard: a plugin's code
-                raise NotReady(
-                    f"the driver {factory.name} could not be created: {describe(error)}",
-                    during="open",
-                    hint="hal-probe doctor; report it to the plugin",
-                ) from error
+        if factory.name in wanted:
+            found.setdefault(factory.name, factory)
     for name in sorted(wanted - found.keys()):
         trouble = "; ".join(f"{problem.source}: {problem.detail}" for plugin in loaded for problem in plugin.problems)
         raise NotReady(
@@ -50,4 +42,27 @@ def create_drivers(
             during="open",
             hint="pip install the plugin that offered it when the lease was granted; hal-probe doctor",
         )
-    return found
+    return found, Context(hosts=hosts, environ=environ)
+
+
+def create_drivers(
+    names: Iterable[str], environ: Mapping[str, str] | None = None, deadline_seconds: float = 5.0
+) -> dict[str, Driver]:
+    """Create the named drivers; nothing is discovered.
+
+    Raises :class:`~hal.errors.NotReady` for one that no installed plugin offers.
+    """
+    factories, context = find_factories(names, environ, deadline_seconds)
+    return {name: create_driver(factory, context) for name, factory in factories.items()}
+
+
+def create_driver(factory: DriverFactory, context: Context) -> Driver:
+    """Create one driver under a guard; raises :class:`~hal.errors.NotReady` for what it raises."""
+    try:
+        return factory.create(context)
+    except Exception as error:  # a guard: a plugin's code
+        raise NotReady(
+            f"the driver {factory.name} could not be created: {describe(error)}",
+            during="open",
+            hint="hal-probe doctor; report it to the plugin",
+        ) from error
