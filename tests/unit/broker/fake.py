@@ -151,11 +151,11 @@ class World:
         """Let the journal fail once, not at the next commit but at the one after it."""
         append, calls = self.store.append, []
 
-        def failing(records, revision):
+        def failing(records, revision, audit=()):
             calls.append(records)
             if len(calls) == 2:
                 raise JournalError("I/O error")
-            return append(records, revision)
+            return append(records, revision, audit)
 
         self.store.append = failing
 

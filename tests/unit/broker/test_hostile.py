@@ -108,8 +108,8 @@ def test_asking_again_for_a_lease_does_not_touch_what_is_in_use(world, broker):
 class Interrupting(MemoryStore):
     interrupt = False
 
-    def append(self, records, revision):
-        head = super().append(records, revision)
+    def append(self, records, revision, audit=()):
+        head = super().append(records, revision, audit)
         if self.interrupt:
             self.interrupt = False
             raise KeyboardInterrupt
@@ -135,14 +135,14 @@ def test_an_interrupt_within_a_durable_commit_leaves_the_journal_usable(tmp_path
     ledger = Ledger(store, ManualClock())
     ledger.execute(c.Begin(boot_id="b"))
     ledger.execute(c.Observe(devices=(device("g0"), device("g1"))))
-    write = store._write
+    transact = store._file.transact
 
     def interrupted(*arguments):
-        write(*arguments)
-        store._write = write
+        transact(*arguments)
+        store._file.transact = transact
         raise KeyboardInterrupt
 
-    store._write = interrupted
+    store._file.transact = interrupted
     with pytest.raises(KeyboardInterrupt):
         ledger.execute(c.ClaimDevices(claim=claim("a")))
     assert isinstance(ledger.execute(c.ClaimDevices(claim=claim("b"))), c.Granted)

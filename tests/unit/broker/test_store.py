@@ -181,7 +181,7 @@ def small_journal(tmp_path):
     ledger.execute(c.Begin(boot_id="b"))
     ledger.execute(c.Observe(devices=tuple(server("n0"))))
     pages = store._sql.execute("PRAGMA page_count").fetchone()[0]
-    store._sql.execute(f"PRAGMA max_page_count={pages + 1}")
+    store._sql.execute(f"PRAGMA max_page_count={pages + 2}")
     return store, ledger
 
 
@@ -217,10 +217,10 @@ class Failing(MemoryStore):
         self.fail = ""
         self.blind = False
 
-    def append(self, records, revision):
+    def append(self, records, revision, audit=()):
         if self.fail == "before":
             raise JournalError("I/O error")
-        super().append(records, revision)
+        super().append(records, revision, audit)
         if self.fail == "after":
             raise JournalError("I/O error")
         return len(self._records)
