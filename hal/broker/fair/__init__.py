@@ -1,1 +1,1 @@
-"""Who is next: tenants, shares, queues."""
+"""Who is next: tenants, shares, queues. What fair means is written down in ``docs/explanation/fairness.md``."""
