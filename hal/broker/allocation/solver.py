@@ -1,0 +1,250 @@
+"""Which devices, or a proof that there are none: exact, in polynomial time where the problem allows it.
+
+The requests fall apart into parts that share neither devices nor rules. A part without rules is a matching; one with a
+single rule is mostly a matching or a sum, too (:mod:`hal.broker.allocation.solver_rules`); everything else is searched
+(:mod:`hal.broker.allocation.solver_search`). A refusal is cut down to what nobody can do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hal.broker.allocation.matching import Shortfall, lowest, match
+from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem, Rule
+from hal.broker.allocation.solver_bundles import search
+from hal.broker.allocation.solver_rules import distinct, families, pairs, same, union_of
+
+SMALL = 16
+"""Where no request has more devices than this to choose from, the search is not given up."""
+
+PATIENCE = 2_000_000
+"""Steps of search for a problem that is small in this sense; seen are some thousands."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Requests that share devices or rules, with the numbers that the problem gave to its rules."""
+
+    requests: list[int]
+    rules: list[int]
+    fated: bool = False
+
+
+@dataclass(slots=True)
+class Found:
+    """The answer as it is put together: devices by request, tuples by rule."""
+
+    masks: list[int]
+    tuples: dict[int, list[tuple[int, ...]]] = field(default_factory=dict)
+
+
+def solve(
+    problem: Problem, pick: Order = lowest, budget: Budget | None = None, *, minimal: bool = True
+) -> Assignment | Conflict:
+    """Choose the devices, those that ``pick`` prefers as far as the rules allow; or prove that it cannot be done.
+
+    With ``minimal`` a conflict names only what is needed for it: without any one of its requests or rules (or without
+    shared fate, where it says so) the others could be met. Otherwise it is a proof, but may name more. ``needed`` and
+    ``available`` are numbers where they are the proof: of devices without a rule; with one rule of ``SAME`` the most
+    that one group has of them; of ``DISTINCT`` the groups; of ``PAIRS`` the tuples.
+
+    The tuples of a rule of ``PAIRS`` use every device of its requests once, so their counts must be equal
+    (:exc:`ValueError`). Raises :class:`OutOfBudget` where the problem is hard and large; no conflict then is known.
+    """
+    whole = [i for i, count in enumerate(problem.counts) if count]
+    for rule in problem.rules:
+        if rule.bond is Bond.PAIRS and len({problem.counts[i] for i in rule.requests}) > 1:
+            raise ValueError("a rule of pairs over requests of different counts")
+    answer = _solve(problem, whole, list(range(len(problem.rules))), bool(problem.fate), pick, budget)
+    if isinstance(answer, Conflict):
+        return _smallest(problem, answer) if minimal else answer
+    return _assignment(problem, answer)
+
+
+def feasible(problem: Problem, budget: Budget | None = None) -> bool:
+    """Tell whether there is an assignment; raises :class:`OutOfBudget`."""
+    return isinstance(solve(problem, budget=budget, minimal=False), Assignment)
+
+
+def _assignment(problem: Problem, found: Found) -> Assignment:
+    if not problem.rules:
+        return Assignment(tuple(found.masks))
+    groups: list[int] = []
+    tuples: list[tuple[tuple[int, ...], ...]] = []
+    for number, rule in enumerate(problem.rules):
+        chosen = 0
+        if rule.bond is Bond.SAME:
+            taken = union_of([found.masks[i] for i in rule.requests])
+            if taken:
+                union = union_of([problem.masks[i] for i in rule.requests])
+                holding = [group for group in rule.groups if taken & ~group == 0]
+                chosen = holding[0] if len(holding) == 1 else min(holding, key=lambda g: (g & union).bit_count())
+        elif rule.bond is Bond.PAIRS:
+            tuples.append(tuple(found.tuples.get(number, ())))
+        groups.append(chosen)
+    return Assignment(tuple(found.masks), tuple(groups), tuple(tuples))
+
+
+def _solve(
+    problem: Problem, requests: list[int], rules: list[int], fated: bool, pick: Order, budget: Budget | None
+) -> Found | Conflict:
+    """Solve some of the requests under some of the rules."""
+    found = Found([0] * len(problem.masks))
+    if not rules and not fated:
+        # One matching answers for all parts at once.
+        answer = _plain(problem, requests, found, pick)
+        return answer or found
+    for part in _parts(problem, requests, rules, fated):
+        conflict = _solve_part(problem, part, found, pick, budget)
+        if conflict is not None:
+            return conflict
+    return found
+
+
+def _plain(problem: Problem, requests: Sequence[int], found: Found, pick: Order) -> Conflict | None:
+    matched = match([problem.masks[i] for i in requests], [problem.counts[i] for i in requests], pick)
+    if isinstance(matched, Shortfall):
+        short = tuple([requests[i] for i in matched.requests])
+        return Conflict(short, needed=matched.needed, available=matched.available)
+    for i, mask in zip(requests, matched, strict=True):
+        found.masks[i] = mask
+    return None
+
+
+def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget: Budget | None) -> Conflict | None:
+    requests = part.requests
+    if not part.rules and not part.fated:
+        return _plain(problem, requests, found, pick)
+    masks = [problem.masks[i] for i in requests]
+    counts = [problem.counts[i] for i in requests]
+    place = {i: n for n, i in enumerate(requests)}
+    local = {
+        number: tuple([place[i] for i in problem.rules[number].requests if i in place and problem.counts[i]])
+        for number in part.rules
+    }
+    if len(part.rules) == 1 and not part.fated:
+        number = part.rules[0]
+        rule = problem.rules[number]
+        answer = _one_rule(rule, local[number], masks, counts, pick)
+        if isinstance(answer, int):
+            wanted = counts[local[number][0]] if rule.bond is Bond.PAIRS else sum([counts[n] for n in local[number]])
+            needed, available = (wanted, answer) if answer < wanted else (0, 0)
+            return Conflict(tuple(requests), (number,), needed, available)
+        if answer is not None:
+            chosen, tuples = answer
+            for i, mask in zip(requests, chosen, strict=True):
+                found.masks[i] = mask
+            if tuples is not None:
+                found.tuples[number] = tuples
+            return None
+    shortage = _plain(problem, requests, found, pick)
+    if shortage is not None:
+        return shortage
+    if max([mask.bit_count() for mask in masks]) <= SMALL:
+        budget = Budget(PATIENCE)
+    bound = [(problem.rules[number].bond, problem.rules[number].groups, local[number]) for number in part.rules]
+    fate = problem.fate if part.fated else ()
+    searched = search(masks, counts, bound, fate, pick, budget or Budget())
+    if searched is None:
+        return Conflict(tuple(requests), tuple(part.rules), fate=part.fated)
+    for i, mask in zip(requests, searched[0], strict=True):
+        found.masks[i] = mask
+    for at, rows in searched[1].items():
+        found.tuples[part.rules[at]] = rows
+    return None
+
+
+def _one_rule(
+    rule: Rule, concerned: Sequence[int], masks: list[int], counts: list[int], pick: Order
+) -> tuple[list[int], list[tuple[int, ...]] | None] | int | None:
+    """Answer for one rule without a search: the devices, the most that there is, or None if a search is needed."""
+    if not concerned:
+        return None
+    if rule.bond is Bond.SAME:
+        at = same(masks, counts, rule.groups, concerned, pick)
+        return at if isinstance(at, int) else (at[0], None)
+    if len(concerned) < len(masks):
+        return None
+    if rule.bond is Bond.DISTINCT:
+        apart = distinct(masks, counts, rule.groups, pick)
+        return apart if isinstance(apart, int) else (apart, None)
+    rows = pairs([masks[n] for n in concerned], counts[0], rule.groups, pick)
+    if rows is None or isinstance(rows, int):
+        return rows
+    chosen = [0] * len(masks)
+    for n, column in zip(concerned, zip(*rows, strict=True), strict=True):
+        chosen[n] = union_of(column)
+    return chosen, rows
+
+
+def _parts(problem: Problem, requests: list[int], rules: list[int], fated: bool) -> list[Part]:
+    """Part the requests by what they share: devices, rules, devices of one fate."""
+    parts: list[tuple[int, Part]] = []
+    family = families(problem.fate, union_of([problem.masks[i] for i in requests])) if fated else {}
+    rest = set(requests)
+    bonds = [
+        (number, [i for i in problem.rules[number].requests if i in rest and problem.counts[i]]) for number in rules
+    ]
+    for number, concerned in [*bonds, *((-1, [i]) for i in requests)]:
+        if not concerned:
+            continue
+        joined = Part(list(concerned), [number] if number >= 0 else [])
+        reach = union_of([problem.masks[i] for i in concerned])
+        if family:
+            reach |= union_of([others for bit, others in family.items() if bit & reach])
+        others: list[tuple[int, Part]] = []
+        for mask, part in parts:
+            if mask & reach or any(i in part.requests for i in concerned):
+                reach |= mask
+                joined.requests += [i for i in part.requests if i not in joined.requests]
+                joined.rules += part.rules
+            else:
+                others.append((mask, part))
+        parts = [*others, (reach, joined)]
+    for reach, part in parts:
+        part.requests.sort()
+        part.rules.sort()
+        part.fated = any(bit & reach for bit in family)
+    return [part for _, part in sorted(parts, key=lambda pair: pair[1].requests)]
+
+
+def _smallest(problem: Problem, conflict: Conflict) -> Conflict:
+    """Leave out of a conflict, one by one, what it does without: fate, then rules, then requests.
+
+    A test that runs out of its own budget leaves its member in: the conflict stays true, though it may not be minimal.
+    """
+    requests, rules, fated = list(conflict.requests), list(conflict.rules), conflict.fate
+    known = conflict
+
+    def fails(requests: list[int], rules: list[int], fated: bool) -> Conflict | None:
+        try:
+            answer = _solve(problem, requests, rules, fated, lowest, None)
+        except OutOfBudget:
+            return None
+        return answer if isinstance(answer, Conflict) else None
+
+    if fated and (shorter := fails(requests, rules, False)) is not None:
+        fated, known = False, shorter
+        requests, rules = list(shorter.requests), list(shorter.rules)
+    for number in tuple(rules):
+        if number in rules and (shorter := fails(requests, [n for n in rules if n != number], fated)) is not None:
+            known = shorter
+            requests, rules, fated = list(shorter.requests), list(shorter.rules), shorter.fate
+    alike: set[tuple[object, ...]] = set()
+    for request in tuple(requests):
+        look = (
+            problem.masks[request],
+            problem.counts[request],
+            *[problem.rules[number].requests.count(request) for number in rules],
+        )
+        # What cannot be left out, of others that are asked alike cannot be left out either.
+        if request not in requests or look in alike or len(requests) == 1:
+            continue
+        shorter = fails([i for i in requests if i != request], rules, fated)
+        if shorter is None:
+            alike.add(look)
+        else:
+            known = shorter
+            requests, rules, fated = list(shorter.requests), list(shorter.rules), shorter.fate
+    return Conflict(tuple(requests), tuple(rules), known.needed, known.available, fated)
