@@ -56,6 +56,10 @@ class World:
         return {device.id: device for device in self.devices}
 
     @cached_property
+    def number(self) -> dict[str, int]:
+        return {device.id: i for i, device in enumerate(self.devices)}
+
+    @cached_property
     def families(self) -> list[frozenset[int]]:
         """For each device the numbers of its ancestors and descendants."""
         lines = [{d.id for d in self.line(device)} for device in self.devices]
@@ -79,11 +83,10 @@ class World:
 
     @cached_property
     def held(self) -> dict[int, list[Hold]]:
-        number = {device.id: i for i, device in enumerate(self.devices)}
         found: dict[int, list[Hold]] = {}
         for hold in self.holds:
-            if hold.device in number:
-                found.setdefault(number[hold.device], []).append(hold)
+            if hold.device in self.number:
+                found.setdefault(self.number[hold.device], []).append(hold)
         return found
 
     @cached_property
@@ -94,6 +97,20 @@ class World:
                 name = device.location.pci_address or device.name
                 found.setdefault(device.location.node, set()).add(name)
         return found
+
+    def known_places(self, what: str) -> list[tuple[object, ...]]:
+        found = self.all_places.get(what)
+        if found is None:
+            found = self.all_places[what] = [self.places(device, what) for device in self.devices]
+        return found
+
+    @cached_property
+    def all_places(self) -> dict[str, list[tuple[object, ...]]]:
+        return {}
+
+    def marks(self, group: Sequence[Take]) -> tuple[int, int]:
+        taken = sum(1 << take.device for take in group)
+        return taken, taken | sum(1 << i for i in {j for take in group for j in self.families[take.device]})
 
     def places(self, device: Device, what: str) -> tuple[object, ...]:
         """The places of one level that a device lies in, inmost last, or the value of an attribute; empty if none."""
@@ -136,7 +153,8 @@ def _capacity(device: Device, name: str) -> int:
 
 def is_well(world: World, request: Request, device: Device) -> bool:
     """May it be handed out to somebody who tolerates what this request does?"""
-    if device.id in world.cordoned or f"node:{device.location.node}" in world.cordoned:
+    family = {device.id, *(world.devices[i].id for i in world.families[world.number[device.id]])}
+    if family & world.cordoned or f"node:{device.location.node}" in world.cordoned:
         return False
     line = world.line(device)
     if line[-1].parent is not None:
@@ -165,12 +183,11 @@ def _takes(world: World, request: Request, number: int) -> list[Take]:
         return []
     if request.profile:
         slices, starts = world.profiles[device.id][request.profile]
+        # No device is given twice to one claim, so where the part starts makes no difference to the others.
         ways = [Take(number, (), ((1 << slices) - 1) << start) for start in starts]
-    elif request.share is Share.SHARED:
-        ways = [Take(number, tuple(sorted(request.capacity.items())))]
-    else:
-        ways = [Take(number)]
-    return [way for way in ways if is_free(world, way)]
+        return [way for way in ways if is_free(world, way)][:1]
+    take = Take(number, tuple(sorted(request.capacity.items())) if request.share is Share.SHARED else ())
+    return [take] if is_free(world, take) else []
 
 
 def is_free(world: World, take: Take, beside: Sequence[Take] = ()) -> bool:
@@ -219,7 +236,8 @@ class Found(NamedTuple):
 def kept(world: World, constraint: Constraint, groups: Sequence[Sequence[Take]]) -> bool:
     """Does the constraint hold among the devices of the requests that it is about (of as many as are there)?"""
     what = constraint.same or constraint.distinct
-    places = [[world.places(world.devices[take.device], what) for take in group] for group in groups]
+    known = world.known_places(what)
+    places = [[known[take.device] for take in group] for group in groups]
     flat = [place for group in places for place in group]
     if not all(flat):
         return False
@@ -246,45 +264,57 @@ def replicas(world: World, claim: Claim, pool: Sequence[int], limit: Callable[[]
     """Every way to meet one replica with the devices of a pool that costs less than ``limit()`` says by then."""
     about = concerned(claim)
     ordered = {i for c, who in zip(claim.constraints, about, strict=True) if c.pairwise for i in who[1:]}
-    ready: list[list[int]] = [[] for _ in claim.requests]
-    for number, who in enumerate(about):
-        for i in who:
-            ready[i].append(number)
+    options = [
+        [
+            Option(choice.cost, group, *world.marks(group))
+            for choice in (request, *request.or_else)
+            for group in _ways(world, choice, pool, i in ordered)
+        ]
+        for i, request in enumerate(claim.requests)
+    ]
+    alone = [number for number, who in enumerate(about) if len(who) == 1]
+    for i, found in enumerate(options):
+        mine = [claim.constraints[number] for number in alone if about[number] == (i,)]
+        broken = [c for c in mine if c.weight is None]
+        options[i] = [o for o in found if all(kept(world, c, [o.group]) for c in broken)]
+    ready = [[number for number, who in enumerate(about) if i in who] for i in range(len(claim.requests))]
 
-    def extend(groups: tuple[tuple[Take, ...], ...], cost: float, broken: frozenset[int]) -> Iterator[Found]:
+    def extend(
+        groups: tuple[tuple[Take, ...], ...], cost: float, taboo: int, broken: frozenset[int]
+    ) -> Iterator[Found]:
         i = len(groups)
         if i == len(claim.requests):
             yield Found(cost, groups)
             return
-        beside = [take for group in groups for take in group]
-        given = {take.device for take in beside}
-        for choice in (claim.requests[i], *claim.requests[i].or_else):
-            if cost + choice.cost >= limit():
+        for option in options[i]:
+            if option.taken & taboo or cost + option.cost >= limit():
                 continue
-            for group in _ways(world, choice, pool, given, beside, i in ordered):
-                fresh, more, lost = (*groups, group), cost + choice.cost, set(broken)
-                for number in ready[i]:
-                    constraint = claim.constraints[number]
-                    if number in lost or kept(world, constraint, [fresh[j] for j in about[number] if j <= i]):
-                        continue
-                    lost.add(number)
-                    more += float("inf") if constraint.weight is None else constraint.weight
-                if more < limit():
-                    yield from extend(fresh, more, frozenset(lost))
+            fresh, more, lost = (*groups, option.group), cost + option.cost, set(broken)
+            for number in ready[i]:
+                constraint = claim.constraints[number]
+                if number in lost or kept(world, constraint, [fresh[j] for j in about[number] if j <= i]):
+                    continue
+                lost.add(number)
+                more += float("inf") if constraint.weight is None else constraint.weight
+            if more < limit():
+                yield from extend(fresh, more, taboo | option.taboo, frozenset(lost))
 
-    yield from extend((), 0.0, frozenset())
+    yield from extend((), 0.0, 0, frozenset())
 
 
-def _ways(
-    world: World, choice: Request, pool: Sequence[int], given: set[int], beside: Sequence[Take], ordered: bool
-) -> Iterator[tuple[Take, ...]]:
-    """Every group of devices, none twice, that meets one request beside what others were given."""
-    wanted: list[tuple[list[list[Take]], int]] = []
-    free = {
-        number: [take for take in takes(world, choice, number) if is_free(world, take, beside)]
-        for number in pool
-        if number not in given
-    }
+class Option(NamedTuple):
+    """One way to meet one request: the devices as bits, and all that cannot be given beside them."""
+
+    cost: float
+    group: tuple[Take, ...]
+    taken: int
+    taboo: int
+
+
+def _ways(world: World, choice: Request, pool: Sequence[int], ordered: bool) -> Iterator[tuple[Take, ...]]:
+    """Every group of devices, none twice, that meets one request."""
+    free = {number: found[0] for number in pool if (found := takes(world, choice, number))}
+    wanted: list[tuple[list[Take], int]] = []
     if choice.count == "all":
         for node in sorted({world.devices[number].location.node for number in pool}):
             everything = [
@@ -292,15 +322,14 @@ def _ways(
                 for number, device in enumerate(world.devices)
                 if device.location.node == node and fits(world, choice, device)
             ]
-            if everything and all(free.get(number) for number in everything):
+            if everything and all(number in free for number in everything):
                 wanted.append(([free[number] for number in everything], len(everything)))
     else:
-        wanted.append(([ways for ways in free.values() if ways], choice.count))
-    for sets, count in wanted:
-        for chosen in (permutations if ordered else combinations)(sets, count):
-            for group in product(*chosen):
-                if not any(b.device in world.families[a.device] for a, b in combinations(group, 2)):
-                    yield group
+        wanted.append((list(free.values()), choice.count))
+    for everyone, count in wanted:
+        for group in (permutations if ordered else combinations)(everyone, count):
+            if not any(b.device in world.families[a.device] for a, b in combinations(group, 2)):
+                yield group
 
 
 # --- the whole claim
@@ -386,14 +415,14 @@ def places_of(world: World, claim: Claim, nodes: Sequence[str]) -> int:
 def _room(world: World, claim: Claim, node: str, most: int) -> list[float]:
     """The least cost of 0, 1, 2... replicas on one node, as far as they fit."""
     pool = [number for number, device in enumerate(world.devices) if device.location.node == node]
-    ways: dict[frozenset[Take], float] = {}
+    ways: dict[tuple[int, int], float] = {}
     for found in replicas(world, claim, pool, lambda: float("inf")):
-        key = frozenset(found.all)
+        key = world.marks(found.all)
         ways[key] = min(found.cost, ways.get(key, found.cost))
     options = sorted(ways.items(), key=lambda option: option[1])
     costs = [0.0]
     for count in range(1, most + 1):
-        least = _least_packing(world, options, count, 0, (), float("inf"))
+        least = _least_packing(options, count, 0, 0, float("inf"))
         if least == float("inf"):
             break
         costs.append(least)
@@ -401,23 +430,16 @@ def _room(world: World, claim: Claim, node: str, most: int) -> list[float]:
 
 
 def _least_packing(
-    world: World,
-    options: Sequence[tuple[frozenset[Take], float]],
-    count: int,
-    start: int,
-    beside: tuple[Take, ...],
-    limit: float,
+    options: Sequence[tuple[tuple[int, int], float]], count: int, start: int, taboo: int, limit: float
 ) -> float:
     """The least cost of so many of the options side by side, cheapest first, or the limit if none is below it."""
     if count == 0:
         return min(0.0, limit)
     for at in range(start, len(options)):
-        option, cost = options[at]
+        (taken, more), cost = options[at]
         if cost * count >= limit:
             break
-        if any(other.device == take.device for take in option for other in beside):
-            continue
-        if all(is_free(world, take, beside) for take in option):
-            rest = _least_packing(world, options, count - 1, at + 1, (*beside, *option), limit - cost)
+        if not taken & taboo:
+            rest = _least_packing(options, count - 1, at + 1, taboo | more, limit - cost)
             limit = min(limit, cost + rest)
     return limit

@@ -16,7 +16,7 @@ from hal.model.claim import Claim
 from hal.model.lease import Lease
 from tests.unit.broker.oracle import Best, Hold, World, best, gang, places_of
 from tests.unit.broker.oracle_verify import Wrong, hold_of, verify
-from tests.unit.broker.oracle_worlds import ALL, SELECTORS, random_claim, random_devices
+from tests.unit.broker.oracle_worlds import ALL, SELECTORS, profiles_of, random_claim, random_devices
 
 CLAIMS_PER_WORLD = 6
 
@@ -44,7 +44,8 @@ class Game:
         self.leases: dict[str, Lease] = {}
         self.lost: list[Hold] = []
         self.cordoned: frozenset[str] = frozenset()
-        self.world = World(devices=random_devices(self.rng), meaning=SELECTORS)
+        devices = random_devices(self.rng)
+        self.world = World(devices=devices, meaning=SELECTORS, profiles=profiles_of(devices))
         self.do(c.Begin(boot_id="boot-1"))
         self.do(c.Observe(devices=self.world.devices, complete=True))
 
@@ -63,6 +64,8 @@ class Game:
             yield claim, answer, before
             if isinstance(answer, c.Granted):
                 self.leases[claim.id] = answer.lease
+            if self.rng.random() < 0.08:
+                self.cordon()
             if self.leases and self.rng.random() < 0.35:
                 self.end(self.leases.pop(self.rng.choice(sorted(self.leases))))
 
@@ -74,6 +77,18 @@ class Game:
         self.do(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced))
         if lost is not None:
             self.lost.append(hold_of(self.world, lost))
+
+    def cordon(self) -> None:
+        """Keep a device or a machine from new leases, or take all that back."""
+        if self.cordoned:
+            for target in sorted(self.cordoned):
+                self.do(c.LiftCordon(target=target))
+            self.cordoned = frozenset()
+            return
+        device = self.rng.choice(self.world.devices)
+        target = device.id if self.rng.random() < 0.7 else f"node:{device.location.node}"
+        self.do(c.SetCordon(target=target, why="firmware", by="ada"))
+        self.cordoned = frozenset((target,))
 
     def look(self) -> World:
         """Return the world as it is now."""

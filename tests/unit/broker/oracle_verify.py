@@ -16,14 +16,13 @@ class Wrong(AssertionError):
 
 def verify(world: World, claim: Claim, given: Sequence[AllocatedDevice]) -> float:
     """Return what the allocation costs; raise :class:`Wrong` if it is none that the claim allows."""
-    number = {device.id: i for i, device in enumerate(world.devices)}
     numbers = sorted({device.replica for device in given})
     most = claim.max_replicas or claim.replicas
     if not claim.replicas <= len(numbers) <= most:
         raise Wrong(f"{len(numbers)} replicas")
-    everything = [(found, take_of(world, found, number[found.id])) for found in given]
+    everything = [(found, take_of(world, found, world.number[found.id])) for found in given]
     for (a, one), (b, other) in combinations(everything, 2):
-        if one.device == other.device and (a.replica == b.replica or not (one.slices and other.slices)):
+        if one.device == other.device:
             raise Wrong(f"{a.id} twice")
         if not is_free(world, one, (other,)):
             raise Wrong(f"{a.slot} and {b.slot} cannot be given together")

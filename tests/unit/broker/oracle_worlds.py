@@ -34,6 +34,14 @@ SELECTORS: dict[str, Predicate] = {
 }
 
 
+def profiles_of(devices: tuple[Device, ...]) -> dict[str, dict[str, tuple[int, tuple[int, ...]]]]:
+    """Return how each device may be parted."""
+    return {device.id: PROFILES for device in devices if device.value("mig_mode") == "enabled"}
+
+
+_TABLE = tuple(f"{name}:{size}:{','.join(map(str, starts))}" for name, (size, starts) in PROFILES.items())
+
+
 def random_devices(rng: random.Random) -> tuple[Device, ...]:
     """One to four nodes with one to eight devices each, that seldom look quite alike."""
     found: list[Device] = []
@@ -60,12 +68,16 @@ def _node(rng: random.Random, node: str, dice: random.Random) -> list[Device]:
             attributes["colour"] = known(rng.choice(["red", "blue"]), "test")
         if domain is not None and rng.random() < 0.9:
             attributes["link_domain"] = known(domain, "test")
+        kind = rng.choice(kinds)
+        if kind is Kind.GPU and rng.random() < 0.5:
+            attributes["mig_mode"] = known(rng.choice(["enabled", "enabled", "disabled"]), "test")
+            attributes["partition_placements"] = known(_TABLE, "test")
         parents = [d.id for d in here if d.kind in (Kind.DPU, Kind.GPU)]
         device_id = f"{node}/d{i}"
         here.append(
             Device(
                 id=device_id,
-                kind=rng.choice(kinds),
+                kind=kind,
                 name=f"d{i}",
                 driver="fake",
                 location=Location(node=node, rack=rack, numa_node=rng.choice([0, 0, 1, 1, None]), pci_path=path),
