@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
 from hal.agent.plugins import PluginSet, speaks_to_environment, wants
 from hal.agent.report import SYSFS, DriverReport
 from hal.drivers.catalog import KNOWN, drives, plugin_for
-from hal.drivers.contract import Cause, Context, Discovery, Driver, HostRoot, Problem, Readiness
+from hal.drivers.contract import Cause, Context, Discovery, Driver, DriverFactory, HostRoot, Problem, Readiness
 from hal.drivers.entries import installed
 from hal.model.device import Device
 from hal.model.inventory import Inventory, merge
@@ -69,10 +69,12 @@ def survey(
     environ: Mapping[str, str] | None = None,
     root: str | None = None,
     kinds: Iterable[Kind] | None = None,
+    through: Callable[[DriverFactory], DriverFactory] | None = None,
 ) -> Survey:
     """Look at this machine, or at the tree under ``root`` (or ``HAL_SYSFS_ROOT``), or at the one a plugin brings.
 
     Every plugin and driver has ``deadline_seconds``; all run side by side. Nothing that a plugin does raises here.
+    ``through`` changes how drivers are created (:meth:`hal.agent.monitors.Monitors.through`: each in its own process).
     """
     environ = os.environ if environ is None else environ
     wanted = frozenset(kinds) if kinds is not None else None
@@ -96,6 +98,8 @@ def survey(
     reports = list(host_reports)
     drivers: dict[str, Driver] = {}
     chosen = plugins.factories(own, places, wanted)
+    if through is not None:
+        chosen = tuple((plugin, through(factory)) for plugin, factory in chosen)
     if chosen:
         from hal.agent.discovery import run_drivers
 

@@ -80,8 +80,13 @@ class Monitor:
     def hello(self, deadline: Deadline) -> Hello:
         """Start the driver's process afresh and return what the driver says of itself."""
         deadline = _bounded(deadline)
-        with self._hold(None, "create", deadline):
-            return self._ready(None, "create", deadline)[1]
+        self._hold(None, "create", deadline)
+        try:
+            if self._worker is None:
+                self._ready(None, "create", deadline)
+            return self._hello
+        finally:
+            self._lock.release()
 
     @property
     def pid(self) -> int | None:
@@ -108,15 +113,18 @@ class Monitor:
         device ``DriverError``) if its process ended, with the signal.
         """
         deadline = _bounded(deadline)
-        with self._hold(device, verb, deadline):
-            worker, _ = self._ready(device, verb, deadline)
+        self._hold(device, verb, deadline)
+        try:
+            worker = self._worker or self._ready(device, verb, deadline)
             return self._ask(worker, verb, arguments, deadline, device)
+        finally:
+            self._lock.release()
 
     def _ask(
         self, worker: Worker, verb: str, arguments: tuple[Any, ...], deadline: Deadline, device: str | None
     ) -> Any:
         try:
-            tag, body = worker.ask(question(verb, deadline.timeout, arguments), deadline)
+            tag, body = worker.ask(question(verb, deadline.remaining_seconds, arguments), deadline)
         except TimeoutError:
             raise self._hung(worker, device, verb) from None
         except (Broken, OSError):
@@ -124,9 +132,9 @@ class Monitor:
         self.restarts.good()
         if tag == ERROR:
             raise raised(decoder(Failure).decode(body))
-        answer = VERBS[verb].answer if VERBS[verb].items is None else None
+        types = VERBS[verb]
         try:
-            return decoder(answer).decode(body)
+            return decoder(types.answer if types.items is None else None).decode(body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise _error(device, f"it gave what is no answer to {verb}: {error}", verb, _DOCTOR) from error
 
@@ -138,15 +146,18 @@ class Monitor:
         It is begun when this returns. Others may ask the driver in the meantime.
         """
         deadline = _bounded(deadline)
-        line, its_line = socket.socketpair()
+        line, its_line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # items must not run together
         try:
-            with self._hold(device, verb, deadline):
-                worker, _ = self._ready(device, verb, deadline)
+            self._hold(device, verb, deadline)
+            try:
+                worker = self._worker or self._ready(device, verb, deadline)
                 try:
                     socket.send_fds(worker.side, [b"s"], [its_line.fileno()])
                 except OSError:
                     pass  # it has ended: the question finds that out
                 self._ask(worker, verb, arguments, deadline, device)
+            finally:
+                self._lock.release()
         except BaseException:
             line.close()
             raise
@@ -178,23 +189,22 @@ class Monitor:
                 if tag != ITEM:
                     return
 
-    def _hold(self, device: str | None, verb: str, deadline: Deadline) -> _Held:
-        left = deadline.timeout
-        if not self._lock.acquire(timeout=-1 if left is None else left):
+    def _hold(self, device: str | None, verb: str, deadline: Deadline) -> None:
+        """Wait for the driver's turn; who called lets it go again."""
+        if self._lock.acquire(blocking=False):
+            return
+        if not self._lock.acquire(timeout=deadline.remaining_seconds):
             raise DeadlineExceeded(
                 f"driver {self.name} is busy with another verb; this one was not begun",
                 device=device,
                 during=verb,
                 hint="ask again",
             )
-        return _Held(self._lock)
 
     # --- coming and going; all under the lock
 
-    def _ready(self, device: str | None, verb: str, deadline: Deadline) -> tuple[Worker, Hello]:
-        """Return a worker that lives; a new one if need be and may be."""
-        if self._worker is not None:
-            return self._worker, self._hello
+    def _ready(self, device: str | None, verb: str, deadline: Deadline) -> Worker:
+        """Return a new worker, if there may be one."""
         self._refuse(device, verb, deadline)
         try:
             if self._nursery is None:
@@ -227,7 +237,7 @@ class Monitor:
             self._end(worker)
             self.restarts.failed()
             raise
-        return worker, self._hello
+        return worker
 
     def _refuse(self, device: str | None, verb: str, deadline: Deadline) -> None:
         """Raise if no process may be started now; wait if it soon may."""
@@ -312,19 +322,6 @@ class Monitor:
 
 _ABANDONED: list[Nursery] = []
 """Processes that did not die: kept, so that nobody waits for them at the interpreter's end."""
-
-
-class _Held:
-    """A lock that was acquired with a deadline, to be let go by ``with``."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 def _bounded(deadline: Deadline) -> Deadline:

@@ -287,8 +287,8 @@ def _answer(driver: Driver, ask: Ask, side: socket.socket) -> bytes:
         return frame(ERROR, failure(error, device, ask.verb))
 
 
-def _earlier(seconds: float | None) -> Deadline:
-    return Deadline.never() if seconds is None else Deadline.after(seconds - min(_LEAVE_SECONDS, seconds * 0.1))
+def _earlier(seconds: float) -> Deadline:
+    return Deadline.after(seconds - min(_LEAVE_SECONDS, seconds * 0.1))
 
 
 def _call(driver: Any, verb: str, arguments: tuple[Any, ...], deadline: Deadline) -> Any:

@@ -23,6 +23,8 @@ Kill = Callable[[int], None]
 DIE_SECONDS = 1.0
 """How long after SIGKILL a process is still waited for; one in the kernel's hands may never die."""
 _SAID_LINES = 12
+_OWN_LINES = ("monitor_child.py", "<frozen runpy>", "Extension modules: ")
+"""What says nothing about the driver in the traceback of a crash."""
 _FITS_BYTES = 1 << 15
 
 
@@ -84,6 +86,7 @@ class Nursery:
     """The process that has imported the plugin and forks workers. Starting it does not wait for it."""
 
     def __init__(self, recipe: Recipe, environ: Mapping[str, str], user: str | None = None) -> None:
+        identity = _identity(user, recipe.name)
         self.recipe = recipe
         self._ready = False
         self._taught = False
@@ -109,7 +112,7 @@ class Nursery:
                 env=dict(environ),
                 cwd="/",
                 process_group=0,
-                **_identity(user, recipe.name),
+                **identity,
             )
         except (OSError, subprocess.SubprocessError) as error:
             ours.close()
@@ -219,7 +222,8 @@ def how(status: int, said: str) -> str:
             text = f"ended by signal {-status}"
     else:
         text = f"ended by itself with status {status}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()][-_SAID_LINES:]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not any(own in line for own in _OWN_LINES)]
+    lines = lines[-_SAID_LINES:]
     return f"{text}; it said: {' | '.join(lines)}" if lines else text
 
 

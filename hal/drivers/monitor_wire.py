@@ -70,10 +70,10 @@ VERBS: dict[str, Verb] = {
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
-    """A verb, how many seconds it has (None: no limit), and its arguments, still encoded."""
+    """A verb, how many seconds it has, and its arguments, still encoded."""
 
     verb: str
-    seconds: float | None
+    seconds: float
     arguments: msgspec.Raw
 
 
@@ -112,7 +112,7 @@ def frame(tag: int, value: Any) -> bytes:
     return _HEAD.pack(len(body), tag) + body
 
 
-def question(verb: str, seconds: float | None, arguments: tuple[Any, ...]) -> bytes:
+def question(verb: str, seconds: float, arguments: tuple[Any, ...]) -> bytes:
     """Return the frame that asks for a verb."""
     return frame(ASK, Ask(verb, seconds, msgspec.Raw(_ENCODER.encode(arguments))))
 
