@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
+from hal.broker.allocation.facts import (
+    Key,
+    Layout,
+    ancestors,
+    capacity_of,
+    groups_by,
+    numa_of,
+    selector_of,
+    shared,
+    switch_ports,
+    why_unfit,
+)
 from hal.model.claim import Locality, Request
 from hal.model.device import Device
-from hal.model.health import Health, Presence
 from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice
-from hal.model.selector import Selector, compile_selector
 
-Layout = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+__all__ = ["Node", "Partial", "ancestors", "numa_of", "selector_of", "switch_ports", "why_unfit"]
 
-
-def why_unfit(device: Device, above: Iterable[Device | str]) -> str | None:
-    """Return why a device is not handed out to anybody, or None. ``above`` are its ancestors, nearest first.
-
-    An ancestor of which nothing is known is given as its id.
-    """
-    own = _own_fault(device)
-    if own is not None:
-        return own
-    for ancestor in above:
-        if isinstance(ancestor, str):
-            return f"its parent {ancestor} is not in the inventory, so its health is unknown"
-        fault = _own_fault(ancestor, allocatable=False)
-        if fault is not None:
-            return f"its parent {ancestor.name} is unfit: {fault}"
-    return None
+Uses = tuple[tuple[str, int], ...]
+Partial = tuple[tuple[int, Uses, tuple[str, ...]], ...]
+"""Devices that are given in part and have room perhaps: position, what is used up, which parts are made."""
+Matcher = tuple[Kind, str, tuple[str, ...], Uses, str]
+_REMEMBERED = 64
 
 
-def _own_fault(device: Device, allocatable: bool = True) -> str | None:
-    if allocatable and not device.allocatable:
-        return "not allocatable"
-    if device.presence is not Presence.PRESENT:
-        return "it is missing" if device.presence is Presence.MISSING else "it does not answer"
-    for condition in device.conditions:
-        if condition.blocks_new_leases:
-            latched = "; latched until hal repair" if condition.latched else ""
-            return f"{condition.type} ({condition.severity.value}): {condition.evidence}{latched}"
-    return "health is unknown" if device.health is Health.UNKNOWN else None
+class Matches(Protocol):
+    """A compiled selector."""
+
+    def matches(self, device: Device) -> bool:
+        """True if it is true of the device."""
+        ...
 
 
 class Node:
-    """One machine's allocatable devices, by position; ``free`` is what may be handed out now.
+    """One machine's devices, by position; ``free`` is what may be handed out now to who tolerates nothing.
 
+    ``open`` is what nobody holds, keeps or has cordoned, fit or not. ``partial`` are devices that are shared or parted.
     ``fate[p]`` is position ``p`` with its ancestors and descendants: one of them held, none of the others is free.
     ``version`` changes when the devices do, not when they are claimed.
     """
 
     __slots__ = (
-        "_given", "_masks", "devices", "fate", "fit", "free", "held", "index",
-        "layout", "loners", "name", "place", "rack", "version",
+        "_above", "_barred", "_cordoned", "_devices", "_fits", "_given", "_kept", "_masks", "_parts", "_uses", "_users",
+        "_whole", "devices", "fate", "fit", "free", "full", "held", "index", "layout", "loners", "made", "name", "open",
+        "partial", "place", "rack", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, index: int) -> None:
@@ -64,23 +61,46 @@ class Node:
         self.place: dict[str, int] = {}
         self.fate: tuple[int, ...] = ()
         self.loners = True
-        self.fit = self.held = self.free = 0
-        self.layout: Layout = ((), (), ())
+        self.fit = self.held = self.free = self.open = self.full = 0
+        self.partial: Partial = ()
+        self.layout = Layout((), (), (), (), (), False)
         self.version = 0
-        self._masks: dict[tuple[Kind, str], int] = {}
-        self._given: dict[tuple[tuple[int, ...], tuple[str, ...]], tuple[AllocatedDevice, ...]] = {}
+        self.made: dict[int, dict[str, int]] = {}
+        self._whole = self._barred = self._cordoned = self._kept = 0
+        self._uses: dict[int, dict[str, int]] = {}
+        self._users: dict[int, int] = {}
+        self._parts: dict[int, tuple[str, ...]] = {}
+        self._above: dict[int, list[Device | str]] = {}
+        self._fits: dict[tuple[str, ...], int] = {}
+        self._masks: dict[Matcher, int] = {}
+        self._devices: dict[tuple[int, str], AllocatedDevice] = {}
+        self._given: dict[object, tuple[AllocatedDevice, ...]] = {}
 
-    def rebuild(self, devices: Mapping[str, Device], here: Iterable[str], held: Iterable[str]) -> None:
-        """Take the devices of this node afresh, and which of them are held."""
+    # --- what is there
+
+    def rebuild(
+        self,
+        devices: Mapping[str, Device],
+        here: Iterable[str],
+        held: Iterable[AllocatedDevice],
+        cordoned: Collection[str] = (),
+        reserved: Collection[str] = (),
+    ) -> None:
+        """Take the devices of this node afresh, what of them is given, and which ids are cordoned or kept."""
         mine = [devices[device_id] for device_id in here]
-        held = frozenset(held)
-        self.devices = [device for device in mine if device.allocatable or device.id in held]
+        held = tuple(held)
+        ids = {device.id for device in held}
+        self.devices = [device for device in mine if device.allocatable or device.id in ids]
         self.place = {device.id: position for position, device in enumerate(self.devices)}
         self.rack = next((device.location.rack for device in mine if device.location.rack), None)
+        self.full = (1 << len(self.devices)) - 1
         self.fit = 0
+        self._above = {}
         fate = [1 << position for position in range(len(self.devices))]
         for position, device in enumerate(self.devices):
             above = ancestors(device, devices)
+            if above:
+                self._above[position] = above
             if why_unfit(device, above) is None:
                 self.fit |= 1 << position
             for ancestor in above:
@@ -90,32 +110,23 @@ class Node:
                     fate[other] |= 1 << position
         self.fate = tuple(fate)
         self.loners = all(mask.bit_count() == 1 for mask in fate)
-        self.layout = (() if self.loners else self.fate, self._numa(), self._switches(mine))
-        self.held = 0
-        for device_id in held:
-            if device_id in self.place:
-                self.held |= 1 << self.place[device_id]
-        self._masks.clear()
-        self._given.clear()
+        self.layout = shared(
+            Layout(
+                () if self.loners else self.fate,
+                self._numa(),
+                *self._switches(mine),
+                tuple(device.kind for device in self.devices),
+                self.rack is not None,
+            )
+        )
+        self.made = self._parts_seen()
+        self._whole = 0
+        self._uses, self._users, self._parts = {}, {}, {}
+        self._cordoned, self._kept = self.related(self.mask_of(cordoned)), self.mask_of(reserved)
+        self._barred = self._cordoned | self.related(self._kept)
+        self._fits, self._masks, self._devices, self._given = {}, {}, {}, {}
         self.version += 1
-        self._count()
-
-    def hold(self, mask: int, yes: bool) -> None:
-        """Mark devices as held, or as given back."""
-        self.held = self.held | mask if yes else self.held & ~mask
-        self._count()
-
-    def _count(self) -> None:
-        if self.loners:
-            self.free = self.fit & ~self.held
-            return
-        taken = 0
-        held = self.held
-        while held:
-            bit = held & -held
-            held ^= bit
-            taken |= self.fate[bit.bit_length() - 1]
-        self.free = self.fit & ~taken
+        self.take(held)
 
     def _numa(self) -> tuple[int, ...]:
         places: dict[int, int] = {}
@@ -125,94 +136,312 @@ class Node:
                 places[numa] = places.get(numa, 0) | 1 << position
         return tuple(places[numa] for numa in sorted(places))
 
-    def _switches(self, mine: Iterable[Device]) -> tuple[int, ...]:
+    def _switches(self, mine: Iterable[Device]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ports = switch_ports(mine)
         places: dict[str, int] = {}
+        nearest: dict[str, int] = {}
         for position, device in enumerate(self.devices):
+            inmost = ""
             for bridge in device.location.pci_path:
                 if bridge in ports:
                     places[bridge] = places.get(bridge, 0) | 1 << position
-        return tuple(dict.fromkeys(places[bridge] for bridge in sorted(places)))
+                    inmost = bridge
+            if inmost:
+                nearest[inmost] = nearest.get(inmost, 0) | 1 << position
+        every = tuple(dict.fromkeys(places[bridge] for bridge in sorted(places)))
+        return every, tuple(nearest[bridge] for bridge in sorted(nearest))
 
-    def matching(self, request: Request) -> int:
-        """Return the positions of the right kind for which the selector is true."""
-        key = (request.kind, request.where)
-        mask = self._masks.get(key)
-        if mask is None:
-            selector = selector_of(request.where)
-            mask = 0
-            for position, device in enumerate(self.devices):
-                if device.kind is request.kind and selector.matches(device):
-                    mask |= 1 << position
-            if len(self._masks) >= 1024:
-                self._masks.clear()
-            self._masks[key] = mask
+    def _parts_seen(self) -> dict[int, dict[str, int]]:
+        """Return the parts that exist on a device as devices of their own: their slot, and their position."""
+        found: dict[int, dict[str, int]] = {}
+        for position, device in enumerate(self.devices):
+            parent = self.place.get(device.parent or "")
+            profile, start = device.value("mig_profile"), device.value("mig_start")
+            if parent is not None and profile is not None and start is not None:
+                found.setdefault(parent, {})[f"{profile}@{start}"] = position
+        return found
+
+    def mask_of(self, ids: Iterable[str]) -> int:
+        """Return the positions of the devices of these ids that are here."""
+        mask = 0
+        for device_id in ids:
+            position = self.place.get(device_id)
+            if position is not None:
+                mask |= 1 << position
         return mask
 
-    def domains(self, level: Locality) -> tuple[int, ...]:
-        """Return the places of that level on this node; the node itself for node and rack."""
-        if level is Locality.NUMA:
-            return self.layout[1]
-        if level is Locality.PCI_SWITCH:
-            return self.layout[2]
-        return ((1 << len(self.devices)) - 1,) if level is Locality.NODE or self.rack is not None else ()
+    def related(self, mask: int) -> int:
+        """Return the positions that share their fate with one of these, themselves included."""
+        if self.loners:
+            return mask
+        found, rest = 0, mask
+        while rest:
+            bit = rest & -rest
+            rest ^= bit
+            found |= self.fate[bit.bit_length() - 1]
+        return found
 
-    def given(self, masks: tuple[int, ...], requests: tuple[str, ...]) -> tuple[AllocatedDevice, ...]:
-        """Return the devices of each request as a holder gets them; the same choice is the same tuple."""
-        key = (masks, requests)
+    # --- what is held
+
+    def take(self, devices: Iterable[AllocatedDevice]) -> None:
+        """Mark devices, or what is used or made of them, as held."""
+        place = self.place
+        mask = 0
+        for device in devices:
+            position = place.get(device.id)
+            if position is None:
+                continue
+            if device.uses:
+                used = self._uses.setdefault(position, {})
+                for name, amount in device.uses.items():
+                    used[name] = used.get(name, 0) + amount
+                self._users[position] = self._users.get(position, 0) + 1
+            elif device.partition:
+                self._parts[position] = tuple(sorted((*self._parts.get(position, ()), device.partition)))
+            else:
+                mask |= 1 << position
+        self._whole |= mask
+        self._count()
+
+    def give(self, devices: Iterable[AllocatedDevice]) -> None:
+        """Mark devices, or what is used or made of them, as given back."""
+        place = self.place
+        mask = 0
+        for device in devices:
+            position = place.get(device.id)
+            if position is None:
+                continue
+            if device.uses:
+                self._stop_using(self._uses, self._users, position, device)
+            elif device.partition:
+                self._unmake(self._parts, position, device)
+            else:
+                mask |= 1 << position
+        self._whole &= ~mask
+        self._count()
+
+    @staticmethod
+    def _stop_using(
+        uses: dict[int, dict[str, int]], users: dict[int, int], position: int, device: AllocatedDevice
+    ) -> None:
+        users[position] -= 1
+        if not users[position]:
+            del users[position], uses[position]
+            return
+        used = uses[position]
+        for name, amount in device.uses.items():
+            used[name] -= amount
+            if not used[name]:
+                del used[name]
+
+    @staticmethod
+    def _unmake(parts: dict[int, tuple[str, ...]], position: int, device: AllocatedDevice) -> None:
+        left = list(parts[position])
+        left.remove(device.partition)
+        if left:
+            parts[position] = tuple(left)
+        else:
+            del parts[position]
+
+    def _count(self) -> None:
+        if not self._uses and not self._parts and not self.made:
+            self.held = held = self._whole
+            self.open = self.full & ~((held if self.loners else self.related(held)) | self._barred)
+            self.free = self.fit & self.open
+            self.partial = ()
+            return
+        self.held, self.open, self.partial = self._situation(self._whole, self._uses, self._parts, self._barred)
+        self.free = self.fit & self.open
+
+    def _situation(
+        self, whole: int, uses: Mapping[int, Mapping[str, int]], parts: Mapping[int, tuple[str, ...]], barred: int
+    ) -> tuple[int, int, Partial]:
+        """Return what is held, what is open, and what has room perhaps though it is given in part."""
+        held = whole
+        for position in (*uses, *parts):
+            held |= 1 << position
+        entries: list[tuple[int, Uses, tuple[str, ...]]] = []
+        for position in sorted({*uses, *parts, *self.made}):
+            bit = 1 << position
+            made = self.made.get(position, {})
+            known = 0
+            for other in made.values():
+                known |= 1 << other
+            if barred & bit or whole & bit or self.fate[position] & held & ~bit & ~known:
+                continue
+            if position in uses:
+                if not self.fate[position] & held & ~bit:
+                    entries.append((position, tuple(sorted(uses[position].items())), ()))
+            else:
+                slots = sorted({*parts.get(position, ()), *made})
+                entries.append((position, (), tuple(slots)))
+        return held, self.full & ~(self.related(held) | barred), tuple(entries)
+
+    def what_if(
+        self, freed: Iterable[AllocatedDevice], barred: Collection[str], kept: Collection[str]
+    ) -> tuple[int, Partial]:
+        """Return ``open`` and ``partial`` as if some were given back, others held, and others not kept (all by id)."""
+        whole, uses, parts = self._whole, self._uses, self._parts
+        users = self._users
+        copied = False
+        for device in freed:
+            position = self.place.get(device.id)
+            if position is None:
+                continue
+            if not device.uses and not device.partition:
+                whole &= ~(1 << position)
+                continue
+            if not copied:
+                uses = {p: dict(used) for p, used in uses.items()}
+                users, parts, copied = dict(users), dict(parts), True
+            if device.uses:
+                self._stop_using(uses, users, position, device)
+            else:
+                self._unmake(parts, position, device)
+        closed = self._barred
+        if kept:
+            closed = self._cordoned | self.related(self._kept & ~self.mask_of(kept))
+        closed |= self.related(self.mask_of(barred))
+        _, open_, partial = self._situation(whole, uses, parts, closed)
+        return open_, partial
+
+    def emptied(self) -> tuple[int, Partial]:
+        """Return ``open`` and ``partial`` as if nothing were held or kept; what is cordoned stays so."""
+        _, open_, partial = self._situation(0, {}, {}, self._cordoned)
+        return open_, partial
+
+    # --- what fits
+
+    def fit_for(self, tolerate: tuple[str, ...]) -> int:
+        """Return the positions that are fit for who can live with these types of conditions."""
+        if not tolerate:
+            return self.fit
+        mask = self._fits.get(tolerate)
+        if mask is None:
+            mask = 0
+            for position, device in enumerate(self.devices):
+                if why_unfit(device, self._above.get(position, ()), tolerate) is None:
+                    mask |= 1 << position
+            self._fits[tolerate] = mask
+        return mask
+
+    def matching(self, request: Request) -> int:
+        """Return the positions of what was asked for, whoever has it and however it is."""
+        return self.matching_by(matcher_of(request))
+
+    def matching_by(self, matcher: Matcher) -> int:
+        """Return the positions of the right kind for which all selectors are true, and that are large enough."""
+        mask = self._masks.get(matcher)
+        if mask is None:
+            kind, where, cel, capacity, profile = matcher
+            tests: list[Matches] = [selector_of(where)] if where else []
+            tests += [compiled_cel(text) for text in cel]
+            mask = 0
+            for position, device in enumerate(self.devices):
+                if device.kind is not kind or not device.allocatable:
+                    continue
+                if all(test.matches(device) for test in tests) and all(
+                    capacity_of(device, name) >= amount for name, amount in capacity
+                ):
+                    if not profile or has_profile(device, profile):
+                        mask |= 1 << position
+            if len(self._masks) >= _REMEMBERED:
+                self._masks.clear()
+            self._masks[matcher] = mask
+        return mask
+
+    def groups(self, what: str) -> dict[Key, int]:
+        """Return the places of one level (or the values of an attribute) on this node, each under its own name."""
+        if what == Locality.NODE:
+            return {(self.name,): self.full}
+        if what == Locality.NUMA:
+            return {(self.name, number): mask for number, mask in enumerate(self.layout.numa)}
+        if what == Locality.PCI_SWITCH:
+            return {(self.name, number): mask for number, mask in enumerate(self.layout.switches)}
+        return groups_by(what, self.name, self.rack, self.devices)
+
+    def domains(self, level: str) -> tuple[int, ...]:
+        """Return the places of one level, or the groups of an attribute, on this node."""
+        return tuple(self.groups(level).values())
+
+    # --- what is given
+
+    def given(
+        self, order: tuple[tuple[int, ...], ...], requests: tuple[str, ...], replica: int = 0
+    ) -> tuple[AllocatedDevice, ...]:
+        """Return the devices of each request as a holder gets them, held alone, in the order of their positions.
+
+        The same choice is the same tuple.
+        """
+        if replica:
+            return self._allocated(order, requests, replica)
+        key = (order, requests)
         found = self._given.get(key)
         if found is None:
-            if len(self._given) >= 256:
+            if len(self._given) >= _REMEMBERED // 4:
                 self._given.clear()
-            found = self._given[key] = tuple(
-                AllocatedDevice(
-                    id=device.id,
-                    kind=device.kind,
-                    name=device.name,
-                    node=self.name,
-                    driver=device.driver,
-                    request=request,
-                    vendor=str(device.value("vendor") or ""),
-                    aliases=device.aliases,
-                )
-                for mask, request in zip(masks, requests, strict=True)
-                for position, device in enumerate(self.devices)
-                if mask >> position & 1
+            found = self._given[key] = self._allocated(order, requests, 0)
+        return found
+
+    def _allocated(
+        self, order: tuple[tuple[int, ...], ...], requests: tuple[str, ...], replica: int
+    ) -> tuple[AllocatedDevice, ...]:
+        return tuple(
+            [
+                self.allocated(position, request, replica)
+                for positions, request in zip(order, requests, strict=True)
+                for position in positions
+            ]
+        )
+
+    def allocated(self, position: int, request: str, replica: int = 0) -> AllocatedDevice:
+        """Return one device as a holder gets it, held alone."""
+        key = (position, request)
+        found = self._devices.get(key)
+        if found is None:
+            device = self.devices[position]
+            if len(self._devices) >= _REMEMBERED:
+                self._devices.clear()
+            found = self._devices[key] = AllocatedDevice(
+                id=device.id,
+                kind=device.kind,
+                name=device.name,
+                node=self.name,
+                driver=device.driver,
+                request=request,
+                vendor=str(device.value("vendor") or ""),
+                aliases=device.aliases,
+            )
+        if replica:
+            return AllocatedDevice(
+                id=found.id,
+                kind=found.kind,
+                name=found.name,
+                node=found.node,
+                driver=found.driver,
+                request=request,
+                vendor=found.vendor,
+                aliases=found.aliases,
+                replica=replica,
             )
         return found
 
 
-@lru_cache(maxsize=1024)
-def selector_of(text: str) -> Selector:
-    """Compile an expression, or find it compiled."""
-    return compile_selector(text)
+def matcher_of(request: Request) -> Matcher:
+    """Return what of a request decides which devices it is about."""
+    return request.kind, request.where, request.cel, tuple(sorted(request.capacity.items())), request.profile
 
 
-def numa_of(device: Device) -> int | None:
-    """Return the NUMA node, wherever it is written."""
-    if device.location.numa_node is not None:
-        return device.location.numa_node
-    value = device.value("numa_node")
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def compiled_cel(text: str) -> Matches:
+    """Compile a selector in CEL; the language is loaded when the first one comes."""
+    from hal.model.cel import compile_cel
+
+    compiled: Matches = compile_cel(text)
+    return compiled
 
 
-def switch_ports(devices: Iterable[Device]) -> frozenset[str]:
-    """Return the PCI addresses of the switch ports among the devices."""
-    found: set[str] = set()
-    for device in devices:
-        if device.kind is Kind.SWITCH:
-            found.add(device.location.pci_address or device.name)
-    return frozenset(found)
+def has_profile(device: Device, profile: str) -> bool:
+    """Return whether a part of this profile can be made of the device at all."""
+    from hal.broker.allocation.partitions import placements_of
 
-
-def ancestors(device: Device, devices: Mapping[str, Device]) -> list[Device | str]:
-    """Return the parents upward, nearest first; one that nobody has seen is given as its id and ends the list."""
-    found: list[Device | str] = []
-    seen = {device.id}
-    parent = device.parent
-    while parent is not None and parent not in seen:
-        seen.add(parent)
-        above = devices.get(parent)
-        found.append(above if above is not None else parent)
-        parent = above.parent if above is not None else None
-    return found
+    return device.value("mig_mode") == "enabled" and profile in placements_of(device)

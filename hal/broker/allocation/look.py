@@ -1,0 +1,352 @@
+"""All nodes as one reading of a claim sees them: each situation is solved once, and the situations are kept by score.
+
+A claim then costs what changed since the last one, and not the number of devices.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hal.broker.allocation.choice import Cause, Choice, Positions
+from hal.broker.allocation.plain import Facts, Plain, rank_parts
+from hal.broker.allocation.places import Partial
+from hal.broker.allocation.problem import Assignment, Bond, Budget, OutOfBudget, Problem, Rule
+from hal.broker.allocation.scoring import BestFit, FirstFit, Pack, Policy, Scene, Score, closest_first
+from hal.broker.allocation.solver import solve
+from hal.broker.allocation.states import Situation, Table
+from hal.model.claim import Share
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
+
+Memory = tuple[int, int, Partial]
+MOST_SOLVED = 200_000
+STEPS = 20_000
+"""How many steps of search one situation of a node is worth."""
+
+
+class Solved(msgspec.Struct, frozen=True, gc=False):
+    """The devices that are best taken in one situation; ``taken`` is all of them."""
+
+    score: Score
+    masks: tuple[int, ...]
+    order: Positions
+    partitions: tuple[tuple[int, int, str], ...]
+    taken: int
+
+
+class Look:
+    """One reading of a claim over one table of situations, with the nodes' answers by score."""
+
+    def __init__(self, plain: Plain, table: Table, policy: Policy) -> None:
+        self.plain = plain
+        self.table = table
+        self.policy = policy
+        self.answered: tuple[int, Cause] | None = None
+        self.rooms: dict[object, object] = {}
+        self._in_part = any(r.share is Share.SHARED or r.profile for r in plain.requests)
+        self._by_number = isinstance(policy, FirstFit)
+        self._facts: dict[int, Facts] = {}
+        self._solved: dict[Memory, Solved | None] = {}
+        self._unknown: set[Memory] = set()
+        self._packed: dict[Memory, tuple[list[Solved], bool]] = {}
+        self._heap: list[tuple[Score, int, int, int, Situation]] = []
+        self._queued: set[int] = set()
+        self._born = -1
+
+    def refresh(self, state: State) -> None:
+        """Look at the situations that came into being since the last time."""
+        table = self.table
+        table.refresh(state)
+        reached = table.forgotten_births + len(table.births)
+        if self._born == reached:
+            return
+        start = self._born - table.forgotten_births
+        fresh = table.births[start:] if self._born >= 0 and start >= 0 else table.alive()
+        self._born = reached
+        for situation in fresh:
+            if situation.number not in self._queued:
+                self._offer(situation)
+
+    def _offer(self, situation: Situation) -> None:
+        solved = self.solve(situation)
+        if solved is not None:
+            self._queued.add(situation.number)
+            entry = (solved.score, situation.hardware.number, situation.free, situation.number, situation)
+            heapq.heappush(self._heap, entry)
+
+    def best(self) -> tuple[int, Solved] | None:
+        """Return the node and the devices of the best situation there is, or None."""
+        if self._by_number:
+            return self.best_but({})
+        heap = self._heap
+        while heap:
+            situation = heap[0][4]
+            index = situation.first(self.table.where)
+            if index is not None:
+                solved = self.solve(situation)
+                assert solved is not None
+                return index, solved
+            heapq.heappop(heap)
+            self._queued.discard(situation.number)
+        return None
+
+    def best_but(self, changed: Mapping[int, Situation]) -> tuple[int, Solved] | None:
+        """Return the best as if some nodes were in other situations."""
+        found: tuple[Score, int, int, int, Solved] | None = None
+        if changed or self._by_number:
+            for score, hardware, free, _, situation in sorted(self._heap, key=lambda entry: entry[:4]):
+                if found is not None and not self._by_number and score > found[0]:
+                    break
+                index = situation.first(self.table.where)
+                if index is not None and index in changed:
+                    left = (i for i in situation.members(self.table.where) if i not in changed)
+                    index = next(left, None)
+                if index is None:
+                    continue
+                solved = self.solve(situation)
+                assert solved is not None
+                key = (score, index, 0, 0) if self._by_number else (score, hardware, free, index)
+                if found is None or key < found[:4]:
+                    found = (*key, solved)
+        for index, situation in changed.items():
+            solved = self.solve(situation)
+            if solved is not None:
+                key = (solved.score, situation.hardware.number, situation.free, index)
+                if self._by_number:
+                    key = (solved.score, index, 0, 0)
+                if found is None or key < found[:4]:
+                    found = (*key, solved)
+        if found is None:
+            return None
+        return found[1] if self._by_number else found[3], found[4]
+
+    # --- one situation
+
+    def facts(self, situation: Situation) -> Facts:
+        """Return how the reading looks on the hardware of a situation."""
+        number = situation.hardware.number
+        facts = self._facts.get(number)
+        if facts is None:
+            facts = self._facts[number] = Facts(self.plain, situation.hardware)
+        return facts
+
+    def memory(self, situation: Situation) -> Memory:
+        """Return what of a situation matters under this reading."""
+        facts = self.facts(situation)
+        partial = situation.partial
+        if partial:
+            partial = tuple(entry for entry in partial if facts.union >> entry[0] & 1) if self._in_part else ()
+        return situation.hardware.number, situation.free & facts.union, partial
+
+    def solve(self, situation: Situation) -> Solved | None:
+        """Return the devices that are best taken in a situation, None if there are not enough or nobody knows."""
+        facts = self._facts.get(situation.hardware.number)
+        if facts is None:
+            facts = self.facts(situation)
+        if situation.partial:
+            memory = self.memory(situation)
+        else:
+            memory = (situation.hardware.number, situation.free & facts.union, ())
+        solved = self._solved
+        if memory in solved:
+            return solved[memory]
+        if len(solved) >= MOST_SOLVED:
+            solved.clear()
+            self._packed.clear()
+        try:
+            answer = self._work_out(facts, situation)
+        except OutOfBudget:
+            self._unknown.add(memory)
+            answer = None
+        solved[memory] = answer
+        return answer
+
+    def is_unknown(self, situation: Situation) -> bool:
+        """True if the search was given up on this situation."""
+        return bool(self._unknown) and self.memory(situation) in self._unknown
+
+    def any_unknown(self) -> bool:
+        """True if the search was given up on the situation of some node."""
+        return bool(self._unknown) and any(self.is_unknown(situation) for situation in self.table.alive())
+
+    def _work_out(self, facts: Facts, situation: Situation) -> Solved | None:
+        if situation.free.bit_count() + len(situation.partial) < facts.total:
+            return None
+        masks = facts.available(situation)
+        for mask, count in zip(masks, facts.counts, strict=True):
+            if not 0 < count <= mask.bit_count():
+                return None
+        layout, free = facts.layout, situation.free & facts.union
+        fullest = rank_parts(situation.partial) if self._in_part and situation.partial else ()
+        pick = closest_first(layout, free, facts.total, fullest)
+        if len(masks) == 1 and not facts.rules and not layout.fate:
+            found = Assignment((pick(masks[0], facts.counts[0]),))
+        else:
+            problem = Problem(masks, facts.counts, facts.rules, layout.fate)
+            answer = solve(problem, pick, Budget(STEPS), minimal=False)
+            if not isinstance(answer, Assignment):
+                return None
+            found = answer
+        return self._solution(facts, situation, found.masks, in_order(self.plain, found))
+
+    def _solution(self, facts: Facts, situation: Situation, masks: tuple[int, ...], order: Positions) -> Solved:
+        taken = 0
+        for mask in masks:
+            taken |= mask
+        free = situation.free & facts.union
+        score = self.policy.score(Scene(facts.layout, facts.union), free, taken & free)
+        partitions: tuple[tuple[int, int, str], ...] = ()
+        if self._in_part:
+            partitions = tuple(
+                (number, position, facts.part(situation, number, position))
+                for number, request in enumerate(self.plain.requests)
+                if request.profile
+                for position in order[number]
+            )
+            if isinstance(self.policy, Pack | BestFit):
+                score = (*self._part_score(facts, situation, masks), *score)
+        return Solved(score, masks, order, partitions, taken)
+
+    def _part_score(self, facts: Facts, situation: Situation, masks: tuple[int, ...]) -> Score:
+        """Whole devices that are broken into, then how empty the others are left."""
+        fresh = 0
+        room = 0
+        for mask, request in zip(masks, self.plain.requests, strict=True):
+            if request.profile or request.share is Share.SHARED:
+                fresh += (mask & situation.free).bit_count()
+                for position, uses, parts in situation.partial:
+                    if mask >> position & 1:
+                        room -= sum(amount for _, amount in uses) + len(parts)
+        return fresh, room
+
+    # --- several replicas in one situation
+
+    def packed(self, situation: Situation, most: int) -> tuple[list[Solved], bool]:
+        """Return the devices of as many replicas as fit (``most`` are enough), and whether more certainly do not."""
+        memory = self.memory(situation)
+        known = self._packed.get(memory)
+        if known is not None and (len(known[0]) >= most or known[1]):
+            return known
+        found = self._packed[memory] = self._pack(situation, most)
+        return found
+
+    def _pack(self, situation: Situation, most: int) -> tuple[list[Solved], bool]:
+        facts = self.facts(situation)
+        found: list[Solved] = []
+        rest = situation
+        while len(found) < most:
+            solved = self.solve(rest)
+            if solved is None:
+                break
+            found.append(solved)
+            rest = self.after(rest, solved)
+        if len(found) >= most:
+            return found, False
+        available = facts.available(situation)
+        if not all(facts.counts):
+            return found, True
+        if any(request.count == "all" for request in self.plain.requests) and found:
+            return found, True
+        bound = min(mask.bit_count() // count for mask, count in zip(available, facts.counts, strict=True))
+        while len(found) < min(bound, most):
+            try:
+                together = self._together(facts, situation, available, len(found) + 1)
+            except OutOfBudget:
+                return found, False
+            if together is None:
+                break
+            found = together
+        return found, True
+
+    def after(self, situation: Situation, solved: Solved) -> Situation:
+        """Return what is left when a choice was taken: none of its devices is given to the same claim again."""
+        taken = solved.taken
+        gone = taken
+        for position, family in enumerate(situation.hardware.layout.fate):
+            if taken >> position & 1:
+                gone |= family
+        partial = tuple(entry for entry in situation.partial if not taken >> entry[0] & 1)
+        return Situation(0, situation.hardware, situation.free & ~gone, partial)
+
+    def _together(
+        self, facts: Facts, situation: Situation, available: tuple[int, ...], replicas: int
+    ) -> list[Solved] | None:
+        """Solve several replicas as one problem: taken one after the other they may stand in each other's way."""
+        each = len(available)
+        rules = tuple(
+            Rule(rule.bond, rule.groups, tuple([i + replica * each for i in rule.requests]))
+            for replica in range(replicas)
+            for rule in facts.rules
+        )
+        problem = Problem(available * replicas, facts.counts * replicas, rules, facts.layout.fate)
+        answer = solve(problem, budget=Budget(STEPS), minimal=False)
+        if not isinstance(answer, Assignment):
+            return None
+        pairs = sum(bond is Bond.PAIRS for bond in self.plain.bonds)
+        found: list[Solved] = []
+        for replica in range(replicas):
+            masks = answer.masks[replica * each : (replica + 1) * each]
+            own = Assignment(masks, (), answer.pairs[replica * pairs : (replica + 1) * pairs])
+            found.append(self._solution(facts, situation, masks, in_order(self.plain, own)))
+        return found
+
+    def choice(self, state: State, index: int, solved: Solved, replica: int = 0) -> Choice:
+        """Return a solution on a node."""
+        return Choice(state.nodes[index], solved.masks, solved.order, replica, solved.partitions)
+
+
+def in_order(plain: Plain, found: Assignment) -> Positions:
+    """Return the positions of each request; the n-th of paired requests are those that share a place."""
+    order = [positions_of(mask) for mask in found.masks]
+    if not found.pairs:
+        return tuple(order)
+    placed: set[int] = set()
+    rules = [who for who, bond in zip(plain.concerned, plain.bonds, strict=True) if bond is Bond.PAIRS]
+    for requests, tuples in zip(rules, found.pairs, strict=True):
+        rows = [[bit.bit_length() - 1 for bit in row] for row in tuples]
+        before = next((k for k, request in enumerate(requests) if request in placed), None)
+        if before is None:
+            rows.sort()
+        else:
+            rows.sort(key=lambda row, k=before, of=order[requests[before]]: of.index(row[k]))  # type: ignore[misc]
+        for k, request in enumerate(requests):
+            if request not in placed:
+                order[request] = tuple([row[k] for row in rows])
+                placed.add(request)
+    return tuple(order)
+
+
+def positions_of(mask: int) -> tuple[int, ...]:
+    """Return the positions of the bits of a mask, ascending."""
+    found = []
+    while mask:
+        bit = mask & -mask
+        mask ^= bit
+        found.append(bit.bit_length() - 1)
+    return tuple(found)
+
+
+def populations(look: Look, changed: Mapping[int, Situation], only: list[int] | None) -> Iterator[tuple[Situation, int]]:
+    """Yield the situations there are and how many nodes are in each, as if some nodes were in others."""
+    where = look.table.where
+    if only is not None:
+        for index in only:
+            situation = changed.get(index) or where[index]
+            if situation is not None:
+                yield situation, 1
+        return
+    less: dict[int, int] = {}
+    for index, situation in changed.items():
+        before = where[index]
+        if before is not None:
+            less[before.number] = less.get(before.number, 0) + 1
+        yield situation, 1
+    for situation in look.table.alive():
+        count = situation.live - less.get(situation.number, 0)
+        if count:
+            yield situation, count
