@@ -183,7 +183,7 @@ def used_up(tier: Sequence[tuple[int, int]], need: int, union: int, pick: Order)
 def _exactly(tier: Sequence[tuple[int, int]], need: int) -> list[tuple[int, int]] | None:
     """Return groups that hold exactly ``need`` together, large ones first; None if there are none."""
     # Read from the end: large ones first, and of equals the earlier.
-    ordered = sorted(reversed(tier), key=lambda pair: pair[1])
+    ordered = sorted(tier[::-1], key=lambda pair: pair[1])
     sums = [1]
     for _, count in ordered:
         sums.append((sums[-1] | sums[-1] << count) & ((2 << need) - 1))

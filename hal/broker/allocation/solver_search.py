@@ -66,10 +66,7 @@ class Search:
 
     def place(self, masks: Masks, left: Numbers) -> list[Placed] | None:
         """Place ``left[k]`` bundles of each kind on ``masks[s]`` for each slot; raises :class:`OutOfBudget`."""
-        needs = [0] * self._slots
-        for kind, number in zip(self.kinds, left, strict=True):
-            for slot, per in zip(kind.slots, kind.per, strict=True):
-                needs[slot] = number * per
+        needs = self._needs(left)
         masks = tuple([mask if need else 0 for mask, need in zip(masks, needs, strict=True)])
         if (masks, left) in self._failed:
             return None
@@ -80,17 +77,28 @@ class Search:
             self._failed.add((masks, left))
         return found
 
+    def _needs(self, left: Numbers) -> list[int]:
+        needs = [0] * self._slots
+        for kind, number in zip(self.kinds, left, strict=True):
+            for slot, per in zip(kind.slots, kind.per, strict=True):
+                needs[slot] = number * per
+        return needs
+
     def _ruled(self, masks: Masks, left: Numbers, needs: list[int], matched: list[int]) -> list[Placed] | None:
         """Place under the rules that still matter, knowing that numbers alone do not forbid it."""
         union = union_of(masks)
         binds = [bind for kind, number in zip(self.kinds, left, strict=True) if number for bind in kind.binds]
         apart = [rule for rule in self.distinct if sum([needs[slot] for slot in rule[1]]) > 1]
         clashes = [(bit, other) for bit, others in self.family.items() if bit & union and (other := others & union)]
-        if not binds and not apart and not clashes:
-            return self._taken(matched, left)
+        if not binds and not apart:
+            used = union_of(matched)
+            if not any(bit & used and others & used for bit, others in clashes):
+                return self._taken(matched, left)
+        if any(wanted and not _enough(kind, masks, wanted) for kind, wanted in zip(self.kinds, left, strict=True)):
+            return None
         kinds = [number for number, wanted in enumerate(left) if wanted]
-        if clashes and not binds and not apart and len(kinds) > MOST_KINDS_BY_TREE:
-            return self._tree_by_tree(masks, left, clashes)
+        if clashes and len(kinds) > MOST_KINDS_BY_TREE:
+            return self._tree_by_tree(masks, left, clashes, union_of(matched), bool(binds or apart))
         blocks = _blocks(masks, binds + apart, clashes)
         free = union & ~union_of(blocks)
         if len(blocks) + bool(free) > 1:
@@ -138,14 +146,17 @@ class Search:
                 placed.append(Placed(number, tuple(bundle)))
         return placed
 
-    def _tree_by_tree(self, masks: Masks, left: Numbers, clashes: list[tuple[int, int]]) -> list[Placed] | None:
+    def _tree_by_tree(
+        self, masks: Masks, left: Numbers, clashes: list[tuple[int, int]], used: int, ruled: bool
+    ) -> list[Placed] | None:
         """Use the root of a tree, or leave it out; trees of one look are left out together if the first one fails."""
         partners = dict(clashes)
-        bit, others = max(clashes, key=lambda clash: clash[1].bit_count())
+        violated = [clash for clash in clashes if clash[0] & used and clash[1] & used]
+        bit, others = max(violated or clashes, key=lambda clash: clash[1].bit_count())
         found = self.place(tuple([mask & ~others for mask in masks]), left)
         if found is not None:
             return found
-        look = _look(bit, partners, masks)
+        look = None if ruled else _look(bit, partners, masks)
         excluded = bit
         if look is not None:
             for root in partners:
@@ -191,31 +202,27 @@ class Search:
     def _across(self, parts: list[Masks], left: Numbers) -> list[Placed] | None:
         """Add up the blocks: each with the most that it can serve, in every trade-off between the kinds."""
         last = len(parts) - 1
-        options = [self._options_of(part, left) for part in parts[:last]]
-        bounds: list[list[int]] = [[0] * len(left) for _ in parts]
-        for at in range(last, -1, -1):
-            for number, kind in enumerate(self.kinds):
-                here = min([parts[at][s].bit_count() // per for s, per in zip(kind.slots, kind.per, strict=True)])
-                if at < last:
-                    here = min(here, max([option[number] for option in options[at]], default=0))
-                    here += bounds[at + 1][number]
-                bounds[at][number] = here
+        from_here = list(parts)
+        for at in range(last - 1, -1, -1):
+            from_here[at] = tuple(map(int.__or__, parts[at], from_here[at + 1]))
         failed: set[tuple[int, Numbers]] = set()
 
         def add_up(at: int, rest: Numbers, depth: int) -> list[Placed] | None:
             while True:
                 if not any(rest):
                     return []
-                if any(wanted > bound for wanted, bound in zip(rest, bounds[at], strict=True)):
-                    return None
                 if at == last:
                     return self.place(parts[last], rest)
-                clipped = _undominated([tuple(map(min, option, rest)) for option in options[at]])
+                if (at, rest) in failed:
+                    return None
+                if isinstance(match(from_here[at], self._needs(rest)), Shortfall):
+                    failed.add((at, rest))
+                    return None
+                options = self._options_of(parts[at], left)
+                clipped = _undominated([tuple(map(min, option, rest)) for option in options])
                 if clipped:
                     break
                 at += 1
-            if (at, rest) in failed:
-                return None
             if depth > DEEPEST:
                 raise OutOfBudget
             self.budget.spend()
@@ -290,6 +297,8 @@ class Search:
         cuts += [group for groups, _ in apart for group in groups]
         rest = tuple([wanted - (other == number) for other, wanted in enumerate(left)])
         for bits, remaining in self._bundles(self.kinds[number], 0, (), masks, apart, cuts):
+            if (remaining, rest) in self._failed:
+                continue
             found = self.place(remaining, rest)
             if found is not None:
                 return [Placed(number, bits), *found]
@@ -323,6 +332,38 @@ class Search:
                     for other in slots:
                         after[other] &= ~group
             yield from self._bundles(kind, at + 1, (*bits, bit), tuple(after), apart, cuts)
+
+
+def _enough(kind: Kind, masks: Masks, wanted: int) -> bool:
+    """Tell whether the pairs of one kind could be formed if nobody else were there: a matching of the two sides."""
+    binds = [groups for groups, slots in kind.binds if len(slots) == 2]
+    if len(kind.slots) != 2 or max(kind.per) > 1 or not binds:
+        return True
+    left, right = (masks[slot] for slot in kind.slots)
+    near = {}
+    for bit in split(left):
+        near[bit] = right & ~bit
+        for groups in binds:
+            near[bit] &= union_of([group for group in groups if group & bit])
+    mate: dict[int, int] = {}
+
+    def augment(bit: int, seen: list[int]) -> bool:
+        free = near[bit] & ~seen[0]
+        while free:
+            other = free & -free
+            seen[0] |= other
+            if other not in mate or augment(mate[other], seen):
+                mate[other] = bit
+                return True
+            free &= ~seen[0]
+        return False
+
+    formed = 0
+    for bit in near:
+        formed += augment(bit, [0])
+        if formed >= wanted:
+            return True
+    return False
 
 
 def _blocks(
