@@ -1,0 +1,106 @@
+"""How the devices look to one request alone: how many there are, fit and are free, kept up to date by what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from hal.broker.allocation.plain import Facts, Plain, of_kind
+from hal.broker.allocation.states import Situation, Table, table_of
+from hal.broker.state import State
+from hal.model.claim import Request
+from hal.model.device import Device
+
+SIGHTS = "sights"
+"""Where the sights are in ``state.views``."""
+MOST_SIGHTS = 64
+
+
+class Sight:
+    """One request (its alternatives aside) over all nodes.
+
+    ``there`` counts the devices of its kind, ``matching`` those that are what was asked for, ``free`` those that could
+    be given now.
+    """
+
+    def __init__(self, state: State, request: Request) -> None:
+        self.request = request
+        self.plain = Plain((request,), (), (), ("it",))
+        self.there = self.matching = self.free = 0
+        self._seen = -1
+        self._facts: dict[int, Facts] = {}
+        self._counts: list[tuple[int, int, int]] = []
+        self._refused: dict[int, None] = {}
+        self._table: Table = table_of(state, self.plain.aspects(), self.plain.loose)
+
+    def refresh(self, state: State) -> None:
+        """Look at the nodes that changed since the last time."""
+        self._table = table_of(state, self.plain.aspects(), self.plain.loose)
+        self._table.refresh(state)
+        reached = state.forgotten_touches + len(state.touched)
+        if reached == self._seen:
+            return
+        self._counts.extend([(0, 0, 0)] * (len(state.nodes) - len(self._counts)))
+        start = self._seen - state.forgotten_touches
+        every = self._seen < 0 or start < 0
+        self._seen = reached
+        for index in range(len(state.nodes)) if every else dict.fromkeys(state.touched[start:]):
+            self._update(index)
+
+    def _update(self, index: int) -> None:
+        situation = self._table.where[index]
+        counts = (0, 0, 0) if situation is None else self._count(situation)
+        before = self._counts[index]
+        if counts == before:
+            return
+        self._counts[index] = counts
+        self.there += counts[0] - before[0]
+        self.matching += counts[1] - before[1]
+        self.free += counts[2] - before[2]
+        if counts[0] > counts[2]:
+            self._refused[index] = None
+        else:
+            self._refused.pop(index, None)
+
+    def _count(self, situation: Situation) -> tuple[int, int, int]:
+        facts = self.facts(situation)
+        kind = of_kind(facts.layout.kinds, self.request.kind)
+        return kind.bit_count(), facts.matching[0].bit_count(), facts.available(situation)[0].bit_count()
+
+    def facts(self, situation: Situation) -> Facts:
+        """Return how the request looks on the hardware of a situation."""
+        number = situation.hardware.number
+        facts = self._facts.get(number)
+        if facts is None or facts.layout is not situation.hardware.layout:
+            facts = self._facts[number] = Facts(self.plain, situation.hardware)
+        return facts
+
+    def refused(self, state: State) -> Iterator[Device]:
+        """Yield the allocatable devices of the kind that cannot be given now."""
+        for index in self._refused:
+            situation, node = self._table.where[index], state.nodes[index]
+            if situation is None:
+                continue
+            facts = self.facts(situation)
+            rest = of_kind(facts.layout.kinds, self.request.kind) & ~facts.available(situation)[0]
+            while rest:
+                bit = rest & -rest
+                rest ^= bit
+                yield node.devices[bit.bit_length() - 1]
+
+
+def sight_of(state: State, request: Request) -> Sight:
+    """Return how one request looks now."""
+    state.settle()
+    count = 1 if request.count == "all" else request.count
+    if request.or_else or request.name or count != 1 or request.count == "all" or request.cost:
+        request = msgspec.structs.replace(request, or_else=(), name="", count=1, cost=0.0)
+    sights: dict[Request, Sight] = state.views.setdefault(SIGHTS, {})
+    sight = sights.get(request)
+    if sight is None:
+        while len(sights) >= MOST_SIGHTS:
+            del sights[next(iter(sights))]
+        sight = sights[request] = Sight(state, request)
+    sight.refresh(state)
+    return sight
