@@ -19,6 +19,7 @@ was made anew, it shows only to somebody who kept the hash of an earlier line el
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -95,14 +96,23 @@ class Row(NamedTuple):
 def seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> list[Row]:
     """Return the lines that continue a trail after ``tail`` (its last sequence and hash; ``(0, GENESIS)`` at first).
 
-    ``head`` is the revision of entries that name none. Raises ``TypeError``, ``AttributeError`` or ``struct.error``
-    for an entry that is none.
+    ``head`` is the revision of entries that name none. Raises ``TypeError`` or ``ValueError`` for an entry that is
+    none.
     """
+    try:
+        return _seal(entries, tail, head)
+    except (AttributeError, struct.error) as error:
+        raise TypeError(f"an entry of the audit trail that is none: {error}") from error
+
+
+def _seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> list[Row]:
     sequence, digest = tail
     rows: list[Row] = []
     for entry in entries:
         sequence += 1
-        at, revision = float(entry.at), entry.revision or head
+        at, revision = entry.at + 0.0, entry.revision or head  # SQLite keeps no negative zero
+        if not math.isfinite(at):
+            raise ValueError(f"an entry of the audit trail at no time: {at}")
         # A name from the file system may hold what UTF-8 cannot; it must not keep anybody from being written down.
         actor = entry.actor.encode("utf-8", "backslashreplace")
         tenant = entry.tenant.encode("utf-8", "backslashreplace")
@@ -151,7 +161,11 @@ class Verifier:
             subject=line.subject,
             detail=line.detail,
         )
-        sealed = seal((entry,), self._tail, line.revision)[0]
+        try:
+            sealed = seal((entry,), self._tail, line.revision)[0]
+        except (TypeError, ValueError) as error:
+            self.why = f"line {line.sequence} cannot have been written: {error}"
+            return False
         if sealed.hash.hex() != line.hash:
             self.why = f"line {line.sequence} is not what was written"
             return False

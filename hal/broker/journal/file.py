@@ -112,7 +112,9 @@ class JournalFile:
         last = connection.execute("SELECT coalesce(max(revision), 0) FROM records").fetchone()[0]
         self.head = max(int(last), self.oldest)
         tail = connection.execute("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1").fetchone()
-        self.tail = (int(tail[0]), bytes(tail[1])) if tail is not None else (0, GENESIS)
+        # A trail that was broken goes on from what stands there; that it is broken, those say who verify it.
+        sequence, digest = tail if tail is not None else (0, GENESIS)
+        self.tail = sequence, digest if isinstance(digest, bytes) else str(digest).encode()
 
     def transact(self, step: str, floor: int, work: Work, then: Callable[[], object]) -> None:
         """Do the work in one transaction, and ``then``, in memory, what follows from its being durable.

@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from hal.broker import command as c
-from hal.broker.journal.store import Store, load_state
-from hal.broker.ledger import Ledger
+from hal.broker.journal.audit import Anchor, AuditEntry, AuditReport, export_lines, verify_lines
 from hal.broker.journal.memory import MemoryStore
-from hal.broker.record import BootSeen, LeaseSuspected
 from hal.broker.journal.sqlite import FILE, JournalBusy, SqliteStore
+from hal.broker.journal.store import Compacted, Store, load_state, read_trail
+from hal.broker.ledger import Ledger
+from hal.broker.record import BootSeen, LeaseSuspected
 from hal.errors import JournalError
 from hal.interfaces.deadline import Deadline
 from tests.unit.broker.fake import ManualClock
@@ -103,6 +104,166 @@ def test_short_lived_processes_take_snapshots_too(kept, monkeypatch):
     assert snapshot is not None
     assert ledger.state.revision - snapshot.revision < 10
     assert load_state(kept.open()).snapshot() == ledger.state.snapshot()
+
+
+# --- the trail
+
+
+def entry(number=0, **fields):
+    named = {"at": float(number), "actor": "uid 1000", "tenant": "physics", "verb": "claim", "subject": f"c{number}"}
+    return AuditEntry(**named | fields)
+
+
+def test_the_trail_is_written_with_the_records_and_stays_verified(kept):
+    store = kept.open()
+    store.append(RECORDS[:2], 0, [entry(1), entry(2, revision=1)])
+    store.append(RECORDS[2:], 2, [entry(3, detail="why\x00not\udcff")])
+    lines = kept.open().audit()
+    assert [(line.sequence, line.revision, line.subject) for line in lines] == [
+        (1, 2, "c1"),
+        (2, 1, "c2"),
+        (3, 5, "c3"),
+    ]
+    assert lines[2].detail == "why\x00not\\udcff"
+    assert kept.open().audit(since=1, limit=1) == lines[1:2]
+    assert kept.open().verify_audit() == AuditReport(ok=True, lines=3, head=Anchor(3, lines[2].hash))
+
+
+def test_a_refusal_leaves_a_trail_and_no_record(kept):
+    store = kept.open()
+    store.append(RECORDS[:1], 0)
+    assert store.append((), 1, [entry(verb="cordon", detail="not an operator")]) == 1
+    assert kept.open().head() == 1
+    assert kept.open().audit()[0].revision == 1
+
+
+def test_what_is_not_written_leaves_no_trail(kept):
+    store = kept.open()
+    with pytest.raises(JournalError):
+        store.append(RECORDS[:1], 7, [entry()])
+    assert store.audit() == []
+    store.append(RECORDS[:1], 0, [entry()])
+    assert store.verify_audit().ok
+
+
+def test_a_remembered_line_is_missed_when_the_end_of_the_trail_is_gone(kept):
+    store = kept.open()
+    store.append(RECORDS[:1], 0, [entry(1)])
+    remembered = store.verify_audit().head
+    store.append(RECORDS[1:2], 1, [entry(2)])
+    assert store.verify_audit(remembered).ok
+    assert not store.verify_audit(Anchor(3, "00" * 32)).ok
+    assert store.verify_audit(Anchor(1, "00" * 32)).broken == 1
+
+
+def test_an_exported_trail_can_be_checked_without_the_journal(kept):
+    store = kept.open()
+    store.append(RECORDS, 0, [entry(number) for number in range(1, 6)])
+    text = list(export_lines(read_trail(store)))
+    assert verify_lines(text) == store.verify_audit()
+    assert verify_lines([*text[:2], *text[3:]]).broken == 3
+    assert verify_lines([*text[:2], text[2].replace(b"c3", b"c4"), *text[3:]]).broken == 3
+    assert verify_lines([*text[:2], b"{", *text[3:]]).broken == 3
+
+
+# --- snapshots in steps, compaction
+
+
+def busy_ledger(store, leases=5):
+    ledger = Ledger(store, ManualClock())
+    ledger.execute(c.Begin(boot_id="b"))
+    ledger.execute(c.Observe(devices=tuple(server("n0"))))
+    for number in range(leases):
+        ledger.execute(c.ClaimDevices(claim=claim(f"c{number}")))
+    return ledger
+
+
+def test_others_append_while_a_snapshot_is_saved_in_steps(kept, monkeypatch):
+    monkeypatch.setattr("hal.broker.journal.snapshots.AT_ONCE", 2)
+    ledger = busy_ledger(kept.open())
+    first = ledger.state.snapshot()
+    steps = 0
+    for steps, _ in enumerate(ledger.store.saving(first), 1):
+        ledger.execute(c.Renew(lease="c0", ttl_seconds=60.0 + steps))
+    assert ledger.store.snapshot() == first
+    assert load_state(kept.open()).snapshot() == ledger.state.snapshot()
+    if kept.kind != "memory":
+        assert steps > 10
+
+
+def test_a_snapshot_that_was_not_finished_does_not_count(kept, monkeypatch):
+    monkeypatch.setattr("hal.broker.journal.snapshots.AT_ONCE", 2)
+    ledger = busy_ledger(kept.open())
+    first = ledger.state.snapshot()
+    ledger.store.save_snapshot(first)
+    ledger.execute(c.Release(lease="c0"))
+    saving = ledger.store.saving(ledger.state.snapshot())
+    if kept.kind != "memory":
+        for _ in range(3):
+            next(saving)
+        assert kept.open().snapshot() == first
+    ledger.store = kept.open()
+    ledger.execute(c.Release(lease="c1"))
+    ledger.store.save_snapshot(ledger.state.snapshot())
+    assert kept.open().snapshot() == ledger.state.snapshot()
+    if kept.kind != "memory":
+        revisions = kept.open()._sql.execute("SELECT DISTINCT revision FROM snapshots").fetchall()
+        assert revisions == [(ledger.state.revision,)], "what was left of the others is gone"
+
+
+def test_compaction_drops_records_and_the_numbering_goes_on(kept, monkeypatch):
+    monkeypatch.setattr("hal.broker.journal.sqlite.AT_ONCE", 7)
+    monkeypatch.setattr("hal.broker.journal.memory.AT_ONCE", 7)
+    ledger = busy_ledger(kept.open())
+    middle, state = ledger.state.revision, ledger.state.snapshot()
+    lines = len(ledger.store.audit())
+    assert kept.open().oldest() == 0
+    ledger.store = kept.open()
+    ledger.store.save_snapshot(state)
+    assert ledger.store.compact(middle - 1) == middle - 1
+    assert ledger.store.compact(middle) == middle
+    assert kept.open().oldest() == middle == kept.open().head()
+    assert load_state(kept.open()).snapshot() == state
+    ledger.store = kept.open()
+    ledger.execute(c.Release(lease="c0"))
+    assert ledger.state.revision == middle + 1
+    assert [revision for revision, _ in ledger.store.replay(middle)] == [middle + 1]
+    assert load_state(kept.open()).snapshot() == ledger.state.snapshot()
+    dropped = [line for line in kept.open().audit() if line.verb == "compact"]
+    assert len(kept.open().audit()) >= lines + len(dropped)
+    assert "records 1 to 7 dropped" in dropped[0].detail
+    assert kept.open().verify_audit().ok
+
+
+def test_who_replays_from_what_was_compacted_is_told_where_to_go_on(kept, monkeypatch):
+    monkeypatch.setattr("hal.broker.journal.sqlite.BLOCK", 4)
+    ledger = busy_ledger(kept.open())
+    late = ledger.store.replay(0)
+    next(late)
+    ledger.store.save_snapshot(ledger.state.snapshot())
+    for _ in range(12):
+        ledger.execute(c.Renew(lease="c0"))
+    ledger.store.save_snapshot(ledger.state.snapshot())
+    ledger.store.compact(ledger.state.revision)
+    with pytest.raises(Compacted) as raised:
+        list(ledger.store.replay(3))
+    assert raised.value.oldest == ledger.state.revision
+    assert raised.value.hint
+    with pytest.raises(Compacted):
+        list(late)
+    assert list(ledger.store.replay(raised.value.oldest)) == []
+
+
+def test_records_that_no_snapshot_holds_are_not_compacted(kept):
+    ledger = busy_ledger(kept.open())
+    with pytest.raises(JournalError, match="snapshot"):
+        ledger.store.compact(3)
+    ledger.store.save_snapshot(ledger.state.snapshot())
+    ledger.execute(c.Release(lease="c0"))
+    with pytest.raises(JournalError, match="still needed"):
+        ledger.store.compact(ledger.state.revision)
+    assert ledger.store.oldest() == 0
+    assert len(list(kept.open().replay())) == ledger.state.revision
 
 
 def test_a_second_process_waits_and_is_then_told_who_has_the_journal(tmp_path):
