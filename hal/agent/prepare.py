@@ -2,35 +2,46 @@
 
 The order is the whole point. Granting: journal, driver, guard page. Taking back: journal, guard page, driver, journal:
 first the end is decided, then every handle dies, then the driver shuts the device, and only that is proof.
+
+What a fence speaks of is a *slot* (:meth:`~hal.model.lease.Lease.slot_of`), and each slot has a guard page:
+
+* a device held alone: the driver prepares and unprepares it for its holder;
+* a part that is made of a device: it is made and prepared, unprepared and destroyed; the page is the slot's;
+* a share in a device: a page for each holder, and the driver prepares the device when the first comes and shuts it
+  when the last goes. What ends one share while others stay is its guard page alone: no vendor can take a device back
+  from one process and leave it to another.
+
+What must not happen at once is kept apart here, so that nobody needs a lock around it: the driver is asked one thing at
+a time for each device, and a page is written only while the ledger says that its lease lives (or does not). The
+ledger's lock is never held while a driver works.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
+from hal.agent import partition
+from hal.agent.calling import DriverCalls
+from hal.agent.ordering import Turns
+from hal.agent.sampling import Sampling
 from hal.broker import command as c
-from hal.broker.core import AGENT
+from hal.broker.decisions.leases import newest_fence
 from hal.broker.ledger import Ledger
-from hal.broker.record import checked
+from hal.broker.lifecycle import LIVE
 from hal.drivers.contract import Driver, Grant
 from hal.drivers.guard import FOREVER_NS, GuardPages
-from hal.drivers.guarded import Call, describe
-from hal.errors import DeadlineExceeded, DeviceError, HalError, NotReady, StaleFence
+from hal.errors import DeviceError, HalError, LeaseEnded, StaleFence
 from hal.interfaces.deadline import Deadline
 from hal.model.device import Device
-from hal.model.health import Condition, Severity, Status
+from hal.model.health import Condition
 from hal.model.lease import AllocatedDevice, Lease, LeaseState
 
 _LOG = logging.getLogger(__name__)
-HELD_BACK_SECONDS = 60.0
-"""How long a device that could not be prepared is kept from new leases, unless its driver says worse."""
-ASK_AGAIN_SECONDS = 5.0
-"""How long a device is kept from new leases that could not be asked how it is."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,52 +52,158 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agent:
-    """Prepares and unprepares the devices of leases through their drivers, and tells the ledger what is proven."""
+    """Prepares and unprepares the devices of leases through their drivers, and tells the ledger what is proven.
+
+    Thread-safe; every method may be called without a lock, and none may be called under the ledger's.
+    """
 
     def __init__(
         self, ledger: Ledger, drivers: Mapping[str, Driver], pages: GuardPages, deadline_seconds: float = 10.0
     ) -> None:
         self.ledger = ledger
-        self.drivers = drivers
         self.pages = pages
-        self.deadline_seconds = deadline_seconds
-        self.patience_seconds = 1.0
+        self.calls = DriverCalls(drivers, deadline_seconds)
+        self.sampling = Sampling(ledger, self.calls)
+        self._turns = Turns()
+        self._writing = threading.Lock()
         self._returned: set[str] = set()
-        self._calls: dict[str, Call[None]] = {}
+
+    @property
+    def drivers(self) -> Mapping[str, Driver]:
+        """The drivers by name."""
+        return self.calls.drivers
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a driver has for one verb."""
+        return self.calls.deadline_seconds
+
+    @property
+    def patience_seconds(self) -> float:
+        """How much longer it is waited for its answer."""
+        return self.calls.patience_seconds
+
+    @patience_seconds.setter
+    def patience_seconds(self, seconds: float) -> None:
+        self.calls.patience_seconds = seconds
 
     # --- granting
 
     def prepare(self, lease: Lease, fresh: bool = False) -> Lease | Trouble:
         """Prepare every device of a bound lease and open its guard pages; return the lease as it is then.
 
-        ``fresh``: the lease was committed a moment ago and by this process, so no device of it was touched before.
-        If one fails, all are taken back, the claim is returned as if it had not been made, and the device is kept from
-        new leases for a while.
+        ``fresh``: the lease was committed a moment ago and by this process, so no device of it was touched before. If
+        one fails, what is new is taken back: the whole claim as if it had not been made, or of one that has grown the
+        new replicas alone; and the device is kept from new leases for a while. A lease that is ended meanwhile is
+        ``Trouble``, too, and whoever ended it takes it back.
         """
-        grant = _grant(lease)
+        opened_as: dict[str, str] = {}
+        in_use = set() if fresh else {d.replica for d in lease.devices if self._is_open(lease, d)}
         for number, device in enumerate(lease.devices):
             try:
-                self._cut_off_strangers(device, lease)
-                self._call(device, "prepare", grant)
-                self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+                with self._turns.of(device.id):
+                    part = self._prepare(lease, device)
+                if part is not None:
+                    opened_as[device.slot] = part
+            except LeaseEnded as error:
+                return Trouble(device=device, error=error.message)
             except (HalError, OSError) as error:
                 why = error.message if isinstance(error, HalError) else str(error)
                 _LOG.info("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
-                self._keep_back(device, why)
-                untouched = lease.devices[number + 1 :] if fresh else ()
-                self.give_up(lease, f"{device.name} could not be prepared: {why}", untouched)
+                self.sampling.keep_back(device.id, why)
+                said = f"{device.name} could not be prepared: {why}"
+                if in_use and not self._is_open(lease, device):
+                    shrunk = self._shrink_to(lease, in_use, said)
+                    return Trouble(device=device, error=why) if shrunk is None else shrunk
+                self.give_up(lease, said, lease.devices[number + 1 :] if fresh else ())
                 return Trouble(device=device, error=why)
-        answer = self.ledger.execute(c.MarkPrepared(lease=lease.id, fence=lease.fence))
+        try:
+            return self._mark(lease, opened_as)
+        except (LeaseEnded, StaleFence) as error:  # it was ended, or has grown again, in the meantime
+            return Trouble(device=lease.devices[0], error=error.message)
+
+    def _mark(self, lease: Lease, opened_as: dict[str, str]) -> Lease:
+        command = c.MarkPrepared(lease=lease.id, fence=newest_fence(lease), opened_as=opened_as)
+        answer = self.ledger.execute(command)
         assert isinstance(answer, c.Done)
         assert answer.lease is not None
         return answer.lease
 
-    def _cut_off_strangers(self, device: AllocatedDevice, lease: Lease) -> None:
+    def _prepare(self, lease: Lease, device: AllocatedDevice) -> str | None:
+        """Prepare one device in its turn and open its page; return the id of the part that was made for it."""
+        slot, fence = lease.slot_of(device), lease.fence_of(device)
+        self._cut_off_strangers(slot, fence)
+        self._check_live(lease, device)
+        grant = _grant(lease, device)
+        part: str | None = None
+        if device.partition:
+
+            def make(driver: Driver, deadline: Deadline) -> str:
+                made = partition.make(driver, device, deadline)
+                driver.prepare(made.id, grant, deadline)
+                return made.id
+
+            part = self.calls.run(device, "prepare", make)
+        elif not self._shared_with_others(lease.id, device):
+            self.calls.run(device, "prepare", lambda driver, until: driver.prepare(device.id, grant, until))
+        with self._writing:
+            now = self._check_live(lease, device)
+            self.pages.grant(slot, fence, self._expiry_ns(now, device))
+        return part
+
+    def _check_live(self, lease: Lease, device: AllocatedDevice) -> Lease:
+        """Return the lease as it is, if it lives and has the device. Whoever ends it says so before they take it back,
+        so what is prepared while it lives is taken back afterwards, and what would be prepared later is not.
+        """
+        now = self.ledger.state.leases.get(lease.id)
+        if now is not None and now.state in LIVE:
+            fence = lease.fence_of(device)
+            if any(held.slot == device.slot and now.fence_of(held) == fence for held in now.devices):
+                return now
+        raise LeaseEnded(
+            f"lease {lease.id} was ended while it was being prepared",
+            device=device.id,
+            during="prepare",
+            hint="hal list",
+        )
+
+    def _cut_off_strangers(self, slot: str, expected: int) -> None:
         """End the handles of a holder whom a lost journal no longer knows, before anybody else is let in."""
-        fence = self.pages.fence(device.id)
-        if fence not in (0, lease.fence):
-            _LOG.warning("%s was open under fence %d, which the journal does not know", device.id, fence)
-            self.pages.revoke(device.id, fence)
+        fence = self.pages.fence(slot)
+        if fence not in (0, expected):
+            _LOG.warning("%s was open under fence %d, which the journal does not know", slot, fence)
+            self.pages.revoke(slot, fence)
+
+    def _shared_with_others(self, lease_id: str, device: AllocatedDevice) -> bool:
+        """Return whether somebody else has an open share of the device: then the driver need not be asked."""
+        if not device.uses:
+            return False
+        with self.ledger.lock:
+            state = self.ledger.state
+            others = [state.leases[name] for name in state.holders_of(device.id) if name in state.leases]
+        return any(
+            self._is_open(other, held)
+            for other in others
+            if other.id != lease_id
+            for held in other.devices
+            if held.id == device.id and held.uses
+        )
+
+    def _is_open(self, lease: Lease, device: AllocatedDevice) -> bool:
+        return self.pages.fence(lease.slot_of(device)) == lease.fence_of(device)
+
+    def _shrink_to(self, lease: Lease, in_use: set[int], why: str) -> Lease | None:
+        """Take back the replicas that a lease grew by, and leave it those in use; None if it has ended meanwhile."""
+        _LOG.info("lease %s stays as it was: %s", lease.id, why)
+        try:
+            answer = self.ledger.execute(c.Resize(lease=lease.id, replicas=len(in_use)))
+            assert isinstance(answer, c.Done)
+            assert answer.lease is not None
+            self.take_back(answer.lease, replicas=answer.lease.leaving)
+            now = self.ledger.state.leases.get(lease.id)
+            return None if now is None else self._mark(now, {})
+        except (LeaseEnded, StaleFence):
+            return None
 
     def give_up(self, lease: Lease, why: str, untouched: Iterable[AllocatedDevice] = ()) -> None:
         """Take back a lease that was never acknowledged; ``untouched`` devices were never prepared for it."""
@@ -94,12 +211,19 @@ class Agent:
         self.take_back(lease, returned=True, untouched=untouched)
 
     def renew_pages(self, lease: Lease) -> None:
-        """Let the holder's handles live as long as the lease now does, if they may live at all."""
-        if lease.state is not LeaseState.PREPARED:
-            return
+        """Let the holder's handles live as long as the lease now does, if they may live at all.
+
+        Of a lease that is prepared, each page is there or made again; of another, those that are open go on.
+        """
         for device in lease.devices:
             try:
-                self.pages.grant(device.id, lease.fence, self._expiry_ns(lease))
+                with self._writing:
+                    now = self.ledger.state.leases.get(lease.id)
+                    if now is None or now.state not in LIVE:
+                        return
+                    if now.state is LeaseState.PREPARED or self._is_open(now, device):
+                        slot = now.slot_of(device)
+                        self.pages.grant(slot, now.fence_of(device), self._expiry_ns(now, device))
             except OSError as error:
                 raise DeviceError(
                     f"lease {lease.id} is renewed, but its handles do not learn of it: {error}",
@@ -110,54 +234,100 @@ class Agent:
 
     # --- taking back
 
-    def take_back(self, lease: Lease, returned: bool = False, untouched: Iterable[AllocatedDevice] = ()) -> None:
-        """End every handle, shut every device, and say which of them are proven to be free."""
+    def take_back(
+        self,
+        lease: Lease,
+        returned: bool = False,
+        untouched: Iterable[AllocatedDevice] = (),
+        replicas: Collection[int] | None = None,
+    ) -> None:
+        """End every handle, shut every device, and say which of them are proven to be free.
+
+        ``replicas``: only those of a lease that shrinks. The ledger has ended the lease, or told the replicas to leave,
+        before. One thread takes back a lease at a time; the next finds it done.
+        """
         if returned:
             self._returned.add(lease.id)
-        fenced: dict[str, str] = {}
-        left_alone = {device.id for device in untouched}
-        for device in lease.devices:
-            why = self._close_page(device.id, lease.fence)
-            if why is not None:
-                fenced[device.id] = why
-        for device in lease.devices:
-            why = None if device.id in left_alone else self._shut(device, _grant(lease))
-            if why is not None:
-                fenced[device.id] = why
-        self.ledger.execute(c.ProveReleased(lease=lease.id, fence=lease.fence, fenced=fenced, returned=returned))
-        self._returned.discard(lease.id)
+        with self._turns.of(f"lease {lease.id}"):
+            now = self.ledger.state.leases.get(lease.id)
+            if now is None or now.fence != lease.fence:
+                return
+            leaving = [d for d in now.devices if replicas is None or d.replica in replicas]
+            fenced = self._shut_all(now, leaving, {device.slot for device in untouched})
+            if replicas is None:
+                self.ledger.execute(c.ProveReleased(lease=now.id, fence=now.fence, fenced=fenced, returned=returned))
+                self._returned.discard(now.id)
+            elif leaving:
+                gone = tuple(sorted({device.replica for device in leaving}))
+                self.ledger.execute(c.ProveShrunk(lease=now.id, replicas=gone, fenced=fenced))
 
-    def _close_page(self, device_id: str, fence: int) -> str | None:
+    def _shut_all(self, lease: Lease, devices: list[AllocatedDevice], left_alone: set[str]) -> dict[str, str]:
+        """Close the pages, then shut the devices; return, by slot, why one is not proven to be let go."""
+        fenced: dict[str, str] = {}
+        for device in devices:
+            why = self._close_page(lease.slot_of(device), lease.fence_of(device))
+            if why is not None:
+                fenced[lease.slot_of(device)] = why
+        for device in devices:
+            why = (
+                None if device.slot in left_alone else self._shut(device, _grant(lease, device), lease.slot_of(device))
+            )
+            if why is not None:
+                fenced[lease.slot_of(device)] = why
+        return fenced
+
+    def _close_page(self, slot: str, fence: int) -> str | None:
         """End every handle of one holder; return why that could not be done."""
         try:
-            self.pages.revoke(device_id, fence)
+            with self._writing:
+                self.pages.revoke(slot, fence)
         except OSError as error:
             return f"its guard page cannot be cleared: {error}"
         return None
 
-    def _shut(self, device: AllocatedDevice, grant: Grant) -> str | None:
-        """Unprepare one device; return why that is not proven."""
+    def _shut(self, device: AllocatedDevice, grant: Grant, slot: str) -> str | None:
+        """Unprepare one device in its turn; return why that is not proven."""
         try:
-            self._call(device, "unprepare", grant)
+            with self._turns.of(device.id):
+                if device.partition:
+                    if self.pages.fence(slot) not in (0, grant.fence):
+                        return None  # the same part was made again for a later holder: this one has lost it
+                    self.calls.run(device, "unprepare", lambda driver, until: _unmake(driver, device, grant, until))
+                elif not self._shared_with_others(grant.lease, device):
+                    self.calls.run(device, "unprepare", lambda driver, until: driver.unprepare(device.id, grant, until))
         except StaleFence:
             return None  # the device knows a later holder, so this one has lost it
         except HalError as error:
-            _LOG.info("%s stays fenced after lease %s: %s", device.id, grant.lease, error)
+            _LOG.info("%s stays fenced after lease %s: %s", slot, grant.lease, error)
             return error.message
         return None
 
     def expire(self) -> tuple[Lease, ...]:
-        """Take back what has expired, and what a failing journal kept from being taken back; return the expired."""
+        """Take back what has expired or is to be gone by now, and what a failing journal kept from being taken back.
+
+        Returns the leases that the clock has ended. To a lease whose holder was told to leave and has time left,
+        nothing is done.
+        """
         answer = self.ledger.execute(c.Expire())
         assert isinstance(answer, c.Done)
-        for lease_id in list(self.ledger.state.ending):
-            self.take_back(self.ledger.state.leases[lease_id], lease_id in self._returned)
+        with self.ledger.lock:
+            state = self.ledger.state
+            over = [state.leases[name] for name in state.ending]
+            shrinking = [state.leases[name] for name in state.shrinking]
+        for lease in over:
+            self.take_back(lease, lease.id in self._returned)
+        now = self.ledger.clock.now()
+        for lease in shrinking:
+            if lease.leaving and lease.leave_by <= now and lease.state in LIVE:
+                self.take_back(lease, replicas=lease.leaving)
         return answer.leases
 
     def reconcile(self) -> None:
         """Make the devices agree with the journal after a crash, a reboot, or a driver that was away."""
         self.expire()
-        for lease in list(self.ledger.state.leases.values()):
+        with self.ledger.lock:
+            leases = list(self.ledger.state.leases.values())
+        for lease in leases:
             if lease.expires_at > self.ledger.clock.now():
                 if lease.state is LeaseState.BOUND:
                     self.prepare(lease)
@@ -166,122 +336,42 @@ class Agent:
         self.free_fenced()
 
     def free_fenced(self, only: str | None = None) -> None:
-        """Try again to shut the devices whose last holder is not proven to have let go; all, or one."""
-        for device_id, fenced in list(self.ledger.state.fenced.items()):
-            if only not in (None, device_id):
+        """Try again to shut what its last holder is not proven to have let go; all, or one device's (or slot's)."""
+        with self.ledger.lock:
+            found = list(self.ledger.state.fenced.items())
+        for slot, fenced in found:
+            if only not in (None, slot, fenced.device.id):
                 continue
             grant = Grant(lease=fenced.lease, fence=fenced.fence, tenant=fenced.tenant)
-            closed = self._close_page(device_id, fenced.fence) is None
-            if closed and self._shut(fenced.device, grant) is None:
-                self.ledger.execute(c.ProveFreed(device=device_id, fence=fenced.fence))
+            closed = self._close_page(slot, fenced.fence) is None
+            if closed and self._shut(fenced.device, grant, slot) is None:
+                self.ledger.execute(c.ProveFreed(device=slot, fence=fenced.fence))
 
     # --- health
 
     def sample(self, devices: Iterable[Device]) -> bool:
         """Ask the drivers how the devices are now and write down what is new; True if a device became unfit."""
-        by_driver: dict[str, list[Device]] = {}
-        changed: list[Device] = []
-        for device in devices:
-            if device.driver in self.drivers:
-                by_driver.setdefault(device.driver, []).append(device)
-            elif device.allocatable:
-                gone = self._condition(device.id, "NoDriver", f"{device.driver} is not here", Status.UNKNOWN)
-                left = [condition for condition in device.conditions if condition.type != gone.type]
-                changed.append(msgspec.structs.replace(device, conditions=(*left, gone)))
-        for name, group in by_driver.items():
-            seen = self._sample(self.drivers[name], [device.id for device in group])
-            for device in group:
-                fresh = [condition for condition in seen if condition.device == device.id]
-                types = {condition.type for condition in fresh}
-                kept = [condition for condition in device.conditions if condition.type not in types]
-                changed.append(msgspec.structs.replace(device, conditions=(*kept, *fresh)))
-        self.ledger.execute(c.Observe(devices=tuple(changed)))
-        return any(condition.blocks_new_leases for device in changed for condition in device.conditions)
+        return self.sampling.sample(devices)
 
     def look(self, driver: Driver, device_id: str) -> list[Condition]:
         """Ask a driver how one device is now; no answer is a condition of status unknown."""
-        return self._sample(driver, [device_id])
+        return self.sampling.look(driver, [device_id])
 
-    def _sample(self, driver: Driver, device_ids: list[str]) -> list[Condition]:
-        deadline = self._deadline()
-        call = Call(lambda: _conditions(driver, device_ids, deadline), f"sample-{driver.name}")
-        if call.join(deadline) and call.value is not None:
-            return call.value
-        detail = describe(call.error) if call.error is not None else "no answer in time"
-        if len(device_ids) > 1:  # one broken device must not speak for the others
-            return [found for device_id in device_ids for found in self._sample(driver, [device_id])]
-        return [self._condition(device_id, "SampleFailed", detail, Status.UNKNOWN) for device_id in device_ids]
-
-    def _keep_back(self, device: AllocatedDevice, evidence: str) -> None:
-        known = self.ledger.state.devices.get(device.id)
-        if known is not None:
-            left = tuple(found for found in known.conditions if found.type != "PrepareFailed")
-            found = self._condition(device.id, "PrepareFailed", evidence, Status.TRUE)
-            self.ledger.execute(c.Observe(devices=(msgspec.structs.replace(known, conditions=(*left, found)),)))
-
-    def _condition(self, device_id: str, type_: str, evidence: str, status: Status) -> Condition:
-        now = self.ledger.clock.now()
-        seconds = HELD_BACK_SECONDS if status is Status.TRUE else ASK_AGAIN_SECONDS
-        return Condition(
-            device=device_id,
-            type=type_,
-            severity=Severity.CRITICAL,
-            status=status,
-            evidence=evidence,
-            source=AGENT,
-            first_seen_at=now,
-            last_seen_at=now,
-            expires_at=now + seconds,
-        )
-
-    # --- calls
-
-    def _deadline(self) -> Deadline:
-        return Deadline.after(self.deadline_seconds)
-
-    def _call(self, device: AllocatedDevice, step: Literal["prepare", "unprepare"], grant: Grant) -> None:
-        """Call a driver under a guard: what it raises is an error of the device, and it cannot hang the broker."""
-        driver = self.drivers.get(device.driver)
-        if driver is None:
-            raise NotReady(
-                f"its driver {device.driver} is not here", device=device.id, during=step, hint="hal-probe doctor"
-            )
-        verb = driver.prepare if step == "prepare" else driver.unprepare
-        earlier = self._calls.get(device.id)
-        if earlier is not None and not earlier.finished:
-            raise DeadlineExceeded(
-                "an earlier call has not returned yet; nobody knows what it will still do",
-                device=device.id,
-                during=step,
-                hint="hal repair, or wait for it",
-            )
-        deadline = self._deadline()
-        call = self._calls[device.id] = Call(lambda: verb(device.id, grant, deadline), f"{step}-{device.id}")
-        # A little longer than the driver's own deadline, so that a driver that keeps it can say what happened.
-        if not call.join(Deadline.after(self.deadline_seconds + self.patience_seconds)):
-            raise DeadlineExceeded(
-                "the driver did not return; the outcome is unknown",
-                device=device.id,
-                during=step,
-                hint="hal-probe doctor",
-            )
-        del self._calls[device.id]
-        if isinstance(call.error, HalError):
-            raise call.error
-        if call.error is not None:
-            raise DeviceError(
-                describe(call.error), device=device.id, during=step, hint="report it to the plugin"
-            ) from (call.error)
-
-    def _expiry_ns(self, lease: Lease) -> int:
-        left = lease.expires_at - self.ledger.clock.now()
+    def _expiry_ns(self, lease: Lease, device: AllocatedDevice) -> int:
+        """Return when the page of a device ends by itself, should nobody be there to end it."""
+        until = lease.expires_at
+        if lease.state is LeaseState.DRAINING or device.replica in lease.leaving:
+            until = min(until, lease.leave_by)
+        left = until - self.ledger.clock.now()
         return min(FOREVER_NS, max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(left * 1e9)))
 
 
-def _conditions(driver: Driver, device_ids: list[str], deadline: Deadline) -> list[Condition]:
-    """Ask a driver; what is no condition, or none that the journal could read again, is an error of the driver."""
-    return [checked(condition, Condition) for condition in driver.sample(device_ids, deadline)]
+def _unmake(driver: Driver, device: AllocatedDevice, grant: Grant, deadline: Deadline) -> None:
+    part = partition.find(driver, device, deadline)
+    if part is not None:
+        driver.unprepare(part.id, grant, deadline)
+        partition.unmake(driver, device, part, deadline)
 
 
-def _grant(lease: Lease) -> Grant:
-    return Grant(lease=lease.id, fence=lease.fence, tenant=lease.tenant)
+def _grant(lease: Lease, device: AllocatedDevice) -> Grant:
+    return Grant(lease=lease.id, fence=lease.fence_of(device), tenant=lease.tenant)
