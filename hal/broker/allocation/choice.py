@@ -19,7 +19,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     """What one node gives to one replica: a mask for each request.
 
     ``order`` are the same positions, the n-th of paired requests belonging together. ``partitions`` are the parts to be
-    made, as (request, position, ``profile@first slice``).
+    made, as (request, position, ``profile@first slice``). ``in_part``: some device is shared or parted.
     """
 
     node: Node
@@ -27,6 +27,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     order: Positions
     replica: int = 0
     partitions: tuple[tuple[int, int, str], ...] = ()
+    in_part: bool = False
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
@@ -106,10 +107,9 @@ def given(place: Place, fence: int = 0, first: int = 0) -> tuple[AllocatedDevice
 
 def _given(place: Place, choice: Choice, replica: int) -> tuple[AllocatedDevice, ...]:
     plain = choice.node.given(choice.order, place.names, replica)
-    requests = place.mixed[choice.replica] if place.mixed else place.requests
-    if not choice.partitions and all(request.share is Share.EXCLUSIVE for request in requests):
+    if not choice.in_part:
         return plain
-    return _in_part(choice, requests, plain)
+    return _in_part(choice, place.mixed[choice.replica] if place.mixed else place.requests, plain)
 
 
 def _in_part(

@@ -289,7 +289,9 @@ def _choices(field: Field, chosen: Mapping[Key, int]) -> tuple[Choice, ...]:
             packed, _ = field.look.packed(field.situation(index), ENOUGH)
             node = nodes[index]
             for solved in packed[:count]:
-                found.append(Choice(node, solved.masks, solved.order, len(found), solved.partitions))
+                found.append(
+                    Choice(node, solved.masks, solved.order, len(found), solved.partitions, field.look.in_part)
+                )
     return tuple(found)
 
 
@@ -318,4 +320,3 @@ def on_nodes(field: Field, place: Key, wanted: int) -> list[tuple[int, int]]:
         wanted -= has
         at += 1
     return found
-

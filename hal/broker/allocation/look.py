@@ -48,13 +48,14 @@ class Look:
         self.policy = policy
         self.answered: tuple[int, Cause] | None = None
         self.rooms: dict[object, object] = {}
-        self._in_part = any(r.share is Share.SHARED or r.profile for r in plain.requests)
+        self.in_part = any(r.share is Share.SHARED or r.profile for r in plain.requests)
         self._by_number = isinstance(policy, FirstFit)
         self._facts: dict[int, Facts] = {}
         self._solved: dict[Memory, Solved | None] = {}
+        self._known: dict[int, Solved | None] = {}
         self._unknown: set[Memory] = set()
         self._packed: dict[Memory, tuple[list[Solved], bool]] = {}
-        self._heap: list[tuple[Score, int, int, int, Situation]] = []
+        self._heap: list[tuple[Score, int, int, int, Situation, Solved]] = []
         self._queued: set[int] = set()
         self._born = -1
 
@@ -62,35 +63,40 @@ class Look:
         """Look at the situations that came into being since the last time."""
         table = self.table
         table.refresh(state)
-        reached = table.forgotten_births + len(table.births)
-        if self._born == reached:
+        births = table.births
+        born = self._born
+        reached = table.forgotten_births + len(births)
+        if born == reached:
             return
-        start = self._born - table.forgotten_births
-        fresh = table.births[start:] if self._born >= 0 and start >= 0 else table.alive()
         self._born = reached
+        start = born - table.forgotten_births
+        fresh = births[start:] if born >= 0 and start >= 0 else table.alive()
+        queued, known = self._queued, self._known
         for situation in fresh:
-            if situation.number not in self._queued:
-                self._offer(situation)
-
-    def _offer(self, situation: Situation) -> None:
-        solved = self.solve(situation)
-        if solved is not None:
-            self._queued.add(situation.number)
-            entry = (solved.score, situation.hardware.number, situation.free, situation.number, situation)
-            heapq.heappush(self._heap, entry)
+            number = situation.number
+            if number in queued:
+                continue
+            if number in known:
+                solved = known[number]
+            else:
+                if len(known) >= MOST_SOLVED:
+                    known.clear()
+                solved = known[number] = self.solve(situation)
+            if solved is not None:
+                queued.add(number)
+                entry = (solved.score, situation.hardware.number, situation.free, number, situation, solved)
+                heapq.heappush(self._heap, entry)
 
     def best(self) -> tuple[int, Solved] | None:
         """Return the node and the devices of the best situation there is, or None."""
         if self._by_number:
             return self.best_but({})
-        heap = self._heap
+        heap, where = self._heap, self.table.where
         while heap:
             situation = heap[0][4]
-            index = situation.first(self.table.where)
+            index = situation.first(where)
             if index is not None:
-                solved = self.solve(situation)
-                assert solved is not None
-                return index, solved
+                return index, heap[0][5]
             heapq.heappop(heap)
             self._queued.discard(situation.number)
         return None
@@ -99,7 +105,7 @@ class Look:
         """Return the best as if some nodes were in other situations."""
         found: tuple[Score, int, int, int, Solved] | None = None
         if changed or self._by_number:
-            for score, hardware, free, _, situation in sorted(self._heap, key=lambda entry: entry[:4]):
+            for score, hardware, free, _, situation, solved in sorted(self._heap, key=lambda entry: entry[:4]):
                 if found is not None and not self._by_number and score > found[0]:
                     break
                 index = situation.first(self.table.where)
@@ -108,19 +114,17 @@ class Look:
                     index = next(left, None)
                 if index is None:
                     continue
-                solved = self.solve(situation)
-                assert solved is not None
                 key = (score, index, 0, 0) if self._by_number else (score, hardware, free, index)
                 if found is None or key < found[:4]:
                     found = (*key, solved)
         for index, situation in changed.items():
-            solved = self.solve(situation)
-            if solved is not None:
-                key = (solved.score, situation.hardware.number, situation.free, index)
+            answer = self.solve(situation)
+            if answer is not None:
+                key = (answer.score, situation.hardware.number, situation.free, index)
                 if self._by_number:
-                    key = (solved.score, index, 0, 0)
+                    key = (answer.score, index, 0, 0)
                 if found is None or key < found[:4]:
-                    found = (*key, solved)
+                    found = (*key, answer)
         if found is None:
             return None
         return found[1] if self._by_number else found[3], found[4]
@@ -140,7 +144,7 @@ class Look:
         facts = self.facts(situation)
         partial = situation.partial
         if partial:
-            partial = tuple(entry for entry in partial if facts.union >> entry[0] & 1) if self._in_part else ()
+            partial = tuple(entry for entry in partial if facts.union >> entry[0] & 1) if self.in_part else ()
         return situation.hardware.number, situation.free & facts.union, partial
 
     def solve(self, situation: Situation) -> Solved | None:
@@ -182,7 +186,7 @@ class Look:
             if not 0 < count <= mask.bit_count():
                 return None
         layout, free = facts.layout, situation.free & facts.union
-        fullest = rank_parts(situation.partial) if self._in_part and situation.partial else ()
+        fullest = rank_parts(situation.partial) if self.in_part and situation.partial else ()
         pick = closest_first(layout, free, facts.total, fullest)
         if len(masks) == 1 and not facts.rules and not layout.fate:
             found = Assignment((pick(masks[0], facts.counts[0]),))
@@ -201,7 +205,7 @@ class Look:
         free = situation.free & facts.union
         score = self.policy.score(Scene(facts.layout, facts.union), free, taken & free)
         partitions: tuple[tuple[int, int, str], ...] = ()
-        if self._in_part:
+        if self.in_part:
             partitions = tuple(
                 (number, position, facts.part(situation, number, position))
                 for number, request in enumerate(self.plain.requests)
@@ -297,7 +301,7 @@ class Look:
 
     def choice(self, state: State, index: int, solved: Solved, replica: int = 0) -> Choice:
         """Return a solution on a node."""
-        return Choice(state.nodes[index], solved.masks, solved.order, replica, solved.partitions)
+        return Choice(state.nodes[index], solved.masks, solved.order, replica, solved.partitions, self.in_part)
 
 
 def in_order(plain: Plain, found: Assignment) -> Positions:
@@ -331,7 +335,9 @@ def positions_of(mask: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def populations(look: Look, changed: Mapping[int, Situation], only: list[int] | None) -> Iterator[tuple[Situation, int]]:
+def populations(
+    look: Look, changed: Mapping[int, Situation], only: list[int] | None
+) -> Iterator[tuple[Situation, int]]:
     """Yield the situations there are and how many nodes are in each, as if some nodes were in others."""
     where = look.table.where
     if only is not None:

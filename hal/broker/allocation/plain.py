@@ -130,9 +130,7 @@ class Facts:
         names = tuple(sorted(request.capacity))
         used = dict(uses)
         whole = self.capacities[names][position]
-        return all(
-            used.get(name, 0) + request.capacity[name] <= has for name, has in zip(names, whole, strict=True)
-        )
+        return all(used.get(name, 0) + request.capacity[name] <= has for name, has in zip(names, whole, strict=True))
 
     def part(self, situation: Situation, request: int, position: int) -> str:
         """Return the part that a request gets of a device: ``profile@first slice``."""
@@ -182,7 +180,7 @@ def placement(table: object, taken: tuple[str, ...], profile: str) -> int | None
     return best_placement(table, taken, profile)
 
 
-def rank_parts(situation: Situation, partial: Partial) -> list[int]:
+def rank_parts(partial: Partial) -> list[int]:
     """Return the devices that are given in part, as bits, the fullest first."""
 
     def fullness(entry: tuple[int, tuple[tuple[str, int], ...], tuple[str, ...]]) -> tuple[int, int, int]:

@@ -43,7 +43,7 @@ class Situation:
     given in part, or at conditions borne, it leaves out whether they are fit.
     """
 
-    __slots__ = ("_heap", "_queued", "free", "hardware", "live", "number", "partial")
+    __slots__ = ("free", "hardware", "heap", "live", "number", "partial", "queued")
 
     def __init__(self, number: int, hardware: Hardware, free: int, partial: Partial) -> None:
         self.number = number
@@ -51,30 +51,23 @@ class Situation:
         self.free = free
         self.partial = partial
         self.live = 0
-        self._heap: list[int] = []
-        self._queued: set[int] = set()
-
-    def add(self, index: int) -> None:
-        """Take in a node."""
-        self.live += 1
-        if index not in self._queued:
-            self._queued.add(index)
-            heapq.heappush(self._heap, index)
+        self.heap: list[int] = []
+        self.queued: set[int] = set()
 
     def first(self, where: Sequence[Situation | None]) -> int | None:
         """Return the lowest number of the nodes in it, or None."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             index = heap[0]
             if where[index] is self:
                 return index
             heapq.heappop(heap)
-            self._queued.discard(index)
+            self.queued.discard(index)
         return None
 
     def members(self, where: Sequence[Situation | None]) -> list[int]:
         """Return the numbers of all nodes in it."""
-        return sorted(index for index in self._queued if where[index] is self)
+        return sorted(index for index in self.queued if where[index] is self)
 
 
 class Table:
@@ -133,26 +126,34 @@ class Table:
         elif self.empty:
             return
         hardware = self._hardware[index]
-        assert hardware is not None
-        if self.empty:
-            situation = self.as_if(node, *node.emptied())
-        elif self.loose:
-            situation = self._situation(hardware, node.open, node.partial)
+        if hardware is None:
+            return
+        if self.loose or self.empty:
+            situation = (
+                self.as_if(node, *node.emptied()) if self.empty else self._situation(hardware, node.open, node.partial)
+            )
         else:
-            found = hardware.situations.get(node.free)
-            situation = found if found is not None else self._situation(hardware, node.free, ())
-        before = self.where[index]
+            free = node.free
+            found = hardware.situations.get(free)
+            situation = found if found is not None else self._situation(hardware, free, ())
+        where = self.where
+        before = where[index]
         if situation is before:
             return
         if before is not None:
             before.live -= 1
-        self.where[index] = situation
-        situation.add(index)
+        where[index] = situation
+        queued = situation.queued
+        if index not in queued:
+            queued.add(index)
+            heapq.heappush(situation.heap, index)
+        situation.live += 1
         if situation.live == 1:
-            self.births.append(situation)
-            if len(self.births) > 4096 + 4 * len(self.where):
-                self.forgotten_births += len(self.births)
-                self.births.clear()
+            births = self.births
+            births.append(situation)
+            if len(births) > 4096 + 4 * len(where):
+                self.forgotten_births += len(births)
+                births.clear()
 
     def _sort(self, node: Node) -> Hardware:
         values = {aspect: value_of(aspect, node) for aspect in self.aspects}
@@ -176,7 +177,9 @@ class Table:
         """Return the situation that a node would be in if it were free like this; nobody is put into it."""
         hardware = self._hardware[node.index]
         assert hardware is not None
-        return self._situation(hardware, open_, partial) if self.loose else self._situation(hardware, node.fit & open_, ())
+        return (
+            self._situation(hardware, open_, partial) if self.loose else self._situation(hardware, node.fit & open_, ())
+        )
 
     def alive(self) -> list[Situation]:
         """Return the situations that some node is in."""

@@ -14,7 +14,9 @@ Reading = tuple[float, tuple[int, ...], Plain]
 """What it costs, what was chosen in each dimension (0: the best), and what that asks for."""
 
 
-def readings(requests: Sequence[Request], constraints: Sequence[Constraint], names: tuple[str, ...]) -> Iterator[Reading]:
+def readings(
+    requests: Sequence[Request], constraints: Sequence[Constraint], names: tuple[str, ...]
+) -> Iterator[Reading]:
     """Yield every reading, each once, in ascending order of cost.
 
     The first dimensions of the vector are the requests, the others the constraints with a weight: 1 is not kept.

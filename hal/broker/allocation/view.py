@@ -115,14 +115,14 @@ def allocate(state: State, claim: Claim, view: View | None = None, *, replicas: 
     """
     if view is None:
         view = view_of(state, (claim.requests, claim.constraints))
-    if claim.replicas == 1 and claim.gang is None and claim.max_replicas is None and replicas is None:
+    if claim.replicas == 1 and claim.gang is None and claim.max_replicas in (None, 1) and replicas is None:
         look = view.first
         if look is not None:
             look.refresh(state)
             found = look.best()
             if found is not None:
                 index, solved = found
-                choice = Choice(state.nodes[index], solved.masks, solved.order, 0, solved.partitions)
+                choice = Choice(state.nodes[index], solved.masks, solved.order, 0, solved.partitions, look.in_part)
                 return Place((choice,), view.names, look.plain.requests, view.first_cost)
         return _decide(state, view, EVERYTHING)
     return place_gang(state, claim, view, EVERYTHING, replicas)
@@ -147,7 +147,7 @@ def allocate_if(
     """
     view = view_of(state, (claim.requests, claim.constraints), empty)
     scope = Scope.of(state, () if empty else freed, () if empty else barred, () if empty else unkept, nodes)
-    if claim.replicas == 1 and claim.gang is None and claim.max_replicas is None and replicas in (None, 1):
+    if claim.replicas == 1 and claim.gang is None and claim.max_replicas in (None, 1) and replicas in (None, 1):
         return _decide(state, view, scope)
     return place_gang(state, claim, view, scope, replicas)
 
@@ -231,4 +231,3 @@ def _wide(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
             answer.fate,
         )
     return answer
-

@@ -62,9 +62,7 @@ class Universe:
             for key, mask in found.items():
                 pieces.setdefault(key, []).append((mask, shift))
         end = self._end()
-        return tuple(
-            parts[0][0] << parts[0][1] if len(parts) == 1 else joined(parts, end) for parts in pieces.values()
-        )
+        return tuple(parts[0][0] << parts[0][1] if len(parts) == 1 else joined(parts, end) for parts in pieces.values())
 
     def _end(self) -> int:
         if not self.seats:
@@ -167,13 +165,11 @@ class Universe:
             )
             masks = tuple(sum(1 << position for position in each) for each in positions)
             chosen = tuple(tuple(each) for each in positions)
-            found.append(Choice(self.state.nodes[index], masks, chosen, 0, partitions))
+            found.append(Choice(self.state.nodes[index], masks, chosen, 0, partitions, self.look.in_part))
         return tuple(found)
 
 
-def solve_wide(
-    state: State, look: Look, members: Sequence[tuple[int, Situation]]
-) -> tuple[Choice, ...] | Cause:
+def solve_wide(state: State, look: Look, members: Sequence[tuple[int, Situation]]) -> tuple[Choice, ...] | Cause:
     """Choose over several nodes: within one rack if that will do, then anywhere. Raises :class:`OutOfBudget`."""
     budget = Budget(STEPS)
     for rack in _racks(state, look, members):
@@ -189,9 +185,7 @@ def solve_wide(
     return universe.choices(answer) if isinstance(answer, Assignment) else answer
 
 
-def _racks(
-    state: State, look: Look, members: Sequence[tuple[int, Situation]]
-) -> list[list[tuple[int, Situation]]]:
+def _racks(state: State, look: Look, members: Sequence[tuple[int, Situation]]) -> list[list[tuple[int, Situation]]]:
     """Return the few racks that have enough of everything, those with the least to spare first."""
     racks: dict[str, list[tuple[int, Situation]]] = {}
     for index, situation in members:
@@ -208,7 +202,9 @@ def _racks(
         for _, situation in nodes:
             counts = known.get(situation.number)
             if counts is None:
-                counts = known[situation.number] = tuple(m.bit_count() for m in look.facts(situation).available(situation))
+                counts = known[situation.number] = tuple(
+                    m.bit_count() for m in look.facts(situation).available(situation)
+                )
             for i, count in enumerate(counts):
                 sums[i] += count
         if all(has >= want for has, want in zip(sums, wanted, strict=True)):
