@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from hal.agent.clock import SteadyClock, read_boot_id
-from hal.agent.prepare import Agent, Trouble
+from hal.agent.prepare import Agent
 from hal.agent.repair import RESET_SECONDS, Repair, repair
 from hal.api.ask import Asked, make_claim
+from hal.api.glance import Status, queue_of, status_of, tenants_of
+from hal.api.granting import Granting
 from hal.api.held import HeldLease
+from hal.api.sight import Observe, Sight, readable
+from hal.api.surface import TenantReport, Waiting
 from hal.broker import command as c
 from hal.broker.allocation.explain import Explanation, explain
+from hal.broker.allocation.places import ancestors, why_unfit
+from hal.broker.decisions.leases import is_below
+from hal.broker.history import event_of
+from hal.broker.index import NODE
 from hal.broker.journal.store import Store
 from hal.broker.ledger import Clock, Ledger
-from hal.broker.allocation.places import ancestors, why_unfit
-from hal.broker.record import checked, event_of
-from hal.broker.state import Fenced, State
+from hal.broker.snapshot import Cordon
+from hal.broker.state import State
 from hal.drivers.contract import Driver, Problem
 from hal.drivers.guard import GuardPages
-from hal.errors import BrokerError, ClaimError, ClaimRefused, LeaseNotFound, UsageError
-from hal.model.claim import Claim, Locality
-from hal.model.device import Device
+from hal.errors import BrokerError, LeaseNotFound, UsageError
+from hal.interfaces.deadline import Deadline
+from hal.model.claim import Claim
 from hal.model.event import Event
 from hal.model.inventory import Inventory
-from hal.model.lease import Lease, LeaseState
+from hal.model.lease import Lease
 from hal.model.selector import compile_selector
+from hal.model.tenant import Tenant
 
+__all__ = ["LocalBroker", "Observe", "Sight", "Status"]
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at all devices; ``silent`` drivers did not answer, which says nothing about theirs.
-
-    ``problems`` are what kept something from being looked at.
-    """
-
-    devices: tuple[Device, ...]
-    silent: frozenset[str] = frozenset()
-    problems: tuple[Problem, ...] = ()
-
-
-_LOG = logging.getLogger(__name__)
-_COUNTS = ("all", "free", "held", "fenced", "unfit", "tied")
-Observe = Callable[[], Sight | Iterable[Device]]
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker at a glance. ``devices`` counts the allocatable ones by kind.
-
-    ``all`` are ``free``, ``held``, ``fenced``, ``unfit`` (a condition keeps them back), or ``tied``: well, but
-    something that shares their fate is held.
-    """
-
-    revision: int
-    fence: int
-    boot_id: str
-    leases: int
-    devices: dict[str, dict[str, int]]
-    fenced: tuple[Fenced, ...] = ()
+WATCH_SECONDS = 1.0
+"""How long whoever waits lets the broker alone: expiry, notices and the queue have to be looked after by somebody."""
 
 
 class _AnyClock:
@@ -76,8 +55,9 @@ class LocalBroker:
     """Grants, prepares, renews and takes back leases of the devices that ``drivers`` drive.
 
     ``observe`` returns all devices as they are now; ``clock`` and ``boot_id`` are the machine's own unless given.
-    Thread-safe. Opening one brings journal and devices into agreement; every verb first takes back what has expired.
-    Closing leaves the leases as they are: they end when released or expired, under whichever broker comes next.
+    ``prepares=False`` is for devices that other nodes' agents prepare: leases stay bound here. Thread-safe. Opening one
+    brings journal and devices into agreement; every verb first takes back what has expired. Closing leaves the leases
+    as they are: they end when released or expired, under whichever broker comes next.
     """
 
     def __init__(
@@ -90,11 +70,12 @@ class LocalBroker:
         clock: Clock | None = None,
         boot_id: str | None = None,
         deadline_seconds: float = 10.0,
+        prepares: bool = True,
     ) -> None:
         self.drivers = drivers
         self.observe = observe
         self.problems: tuple[Problem, ...] = ()
-        self._lock = threading.RLock()
+        self._looking = threading.Lock()
         self._store = store
         self._guards = runtime.absolute() / "guards"
         self.ledger = Ledger(store, clock or _AnyClock())
@@ -109,132 +90,148 @@ class LocalBroker:
         if state.boot_id not in ("", boot_id):
             for lease in state.leases.values():  # their pages tell the time of another boot
                 for device in lease.devices:
-                    pages.revoke(device.id, lease.fence)
+                    pages.revoke(lease.slot_of(device), lease.fence_of(device))
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
         self.agent = Agent(self.ledger, drivers, pages, deadline_seconds)
+        self._granting = Granting(self.ledger, self.agent, self.refresh_if_possible, prepares=prepares)
         self._names: tuple[int, frozenset[str]] = (-1, frozenset())
-        self.agent.reconcile()
+        if prepares:
+            self.agent.reconcile()
         if observe is not None:
             self.refresh()
+        self.maintain()
 
     @property
     def state(self) -> State:
         """The state as it is now; look, do not touch."""
         return self.ledger.state
 
-    # --- the verbs
+    # --- claims
+
+    def claim(self, asked: Asked, *, actor: str | None = None, **words: Any) -> HeldLease:
+        """Grant devices and prepare them, all or nothing: ``claim("gpu", count=2, same="numa")``.
+
+        ``asked`` is a kind, a request, several requests, or a whole claim; ``words`` are those of
+        :func:`hal.api.ask.make_claim`. The chosen devices are asked how they are before anything is promised. With
+        ``wait=True`` it blocks until there is room, or ``wait_seconds`` are over. Raises
+        :class:`~hal.errors.ClaimRefused` with the reason, :class:`~hal.errors.BrokerError` if the search could not
+        decide, and errors of usage.
+        """
+        claim = make_claim(asked, **words)
+        answer = self.submit([claim], actors=None if actor is None else [actor])[0]
+        while isinstance(answer, c.Queued):
+            answer = self.wait_for(claim.id, Deadline.after(WATCH_SECONDS))
+        return self._held(self._granting.lease_of(claim, answer))
+
+    def submit(
+        self, claims: Sequence[Claim], *, dry_run: bool = False, actors: Sequence[str] | None = None
+    ) -> list[c.Answer]:
+        """Decide many claims in one commit and return what became of each, in their order; see ``Broker.submit``.
+
+        A claim that makes no sense, or speaks of attributes that nothing has, is ``Refused`` with its reason if there
+        are several; alone it raises :class:`~hal.errors.ClaimError`. ``actors`` are who asks, for the audit trail.
+        """
+        self.agent.expire()
+        for claim in claims:
+            self._check_names(claim)
+        if dry_run:
+            return [self.ledger.preview(c.ClaimDevices(claim=claim)) for claim in claims]
+        names = list(actors) if actors is not None else [claim.tenant for claim in claims]
+        return self._granting.submit(claims, names)
+
+    def wait_for(self, claim_id: str, deadline: Deadline, tenant: str | None = None) -> c.Answer:
+        """Return as soon as a claim is granted and prepared, or over; at the deadline, what is known of it."""
+        while True:
+            self.maintain()
+            answer = self._granting.answer_of(claim_id, tenant)
+            if not isinstance(answer, c.Queued) or deadline.expired:
+                return answer
+            pause = min(deadline.remaining_seconds, self._granting.seconds_until_due(WATCH_SECONDS))
+            self.ledger.wait_for_change(self.state.revision, max(pause, 0.001))
+
+    def explain(self, asked: Asked, **words: Any) -> Explanation:
+        """Say whether a claim would be granted now, and if not, what stands in the way; takes what ``claim`` takes."""
+        claim = make_claim(asked, **words)
+        self.agent.expire()
+        self._check_names(claim)
+        with self.ledger.lock:
+            return explain(self.state, claim)
+
+    def queue(self, tenant: str | None = None) -> tuple[Waiting, ...]:
+        """Return the waiting claims, who is next first."""
+        self.agent.expire()
+        with self.ledger.lock:
+            return queue_of(self.state, tenant)
+
+    # --- leases
+
+    def renew(self, lease_id: str, ttl_seconds: float | None = None, tenant: str | None = None) -> Lease:
+        """Let a lease last for another time to live; raises ``LeaseEnded`` if it is too late."""
+        self.agent.expire()
+        lease = _lease_of(self.ledger.execute(c.Renew(lease=lease_id, ttl_seconds=ttl_seconds, tenant=tenant)))
+        self.agent.renew_pages(lease)
+        return lease
+
+    def resize(self, lease_id: str, replicas: int, tenant: str | None = None, actor: str | None = None) -> Lease:
+        """Let an elastic lease have so many replicas; raises ``ClaimRefused`` if there is no room for more."""
+        self.agent.expire()
+        answer = self.ledger.execute(c.Resize(lease=lease_id, replicas=replicas, tenant=tenant), actor or tenant or "")
+        self._granting.check(answer, lease_id, "resize")
+        self.maintain()
+        return self.state.leases.get(lease_id) or _lease_of(answer)
+
+    def release(self, lease_id: str, tenant: str | None = None, actor: str | None = None) -> Lease:
+        """End a lease and take its devices back, or take a claim out of the queue; the same again is no error.
+
+        Returns the lease as it is then; of a claim that waited, one without devices.
+        """
+        self.agent.expire()
+        entry = self.state.waiting.get(lease_id)
+        answer = self.ledger.execute(c.Release(lease=lease_id, tenant=tenant), actor or tenant or "holder")
+        assert isinstance(answer, c.Done)
+        if answer.lease is None:
+            claim = self.state.claims[lease_id] if entry is None else entry.claim
+            return self._granting.nothing_of(claim)
+        if lease_id in self.state.leases:
+            self.agent.take_back(answer.lease)
+            self._granting.prepare_pending()
+        return self.state.ended.get(lease_id, answer.lease)
+
+    def list(self, tenant: str | None = None) -> tuple[Lease, ...]:
+        """Return the leases that are not over."""
+        self.agent.expire()
+        with self.ledger.lock:
+            return tuple(lease for lease in self.state.leases.values() if is_below(lease.tenant, tenant))
+
+    def get(self, lease_id: str, tenant: str | None = None) -> HeldLease:
+        """Return a lease that is not over, to open its devices or give it back."""
+        self.agent.expire()
+        lease = self.state.leases.get(lease_id)
+        if lease is None or not is_below(lease.tenant, tenant):
+            over = self.state.ended.get(lease_id)
+            known = over is not None and is_below(over.tenant, tenant)
+            why = f"the lease is over: {over.why_ended}" if over is not None and known else "no such lease"
+            raise LeaseNotFound(why, device=lease_id, during="open", hint="hal list")
+        return self._held(lease)
+
+    # --- devices
 
     def refresh(self) -> None:
         """Look at all devices again, and try to free those that did not let go."""
         if self.observe is None:
             return
-        seen = self.observe()
-        sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
-        with self._lock:
+        with self._looking:
+            seen = self.observe()
+            sight = seen if isinstance(seen, Sight) else Sight(devices=tuple(seen))
             self.problems = sight.problems
-            devices = tuple(self._readable(sight.devices))
+            devices = tuple(readable(sight.devices, self.state.devices))
             self.ledger.execute(c.Observe(devices=devices, complete=True, silent=sight.silent))
-            self.agent.free_fenced()
+        self.agent.free_fenced()
 
-    def _readable(self, devices: Iterable[Device]) -> Iterator[Device]:
-        """Yield the devices as the journal would give them back; leave out those that it could not read again."""
-        known = self.state.devices
-        for device in devices:
-            before = known.get(device.id) if isinstance(device, Device) else None
-            if before is not None and before == device:
-                yield before
-                continue
-            try:
-                yield checked(device, Device)
-            except (msgspec.MsgspecError, TypeError, ValueError) as error:
-                _LOG.warning("%s is left out: its driver describes it wrongly: %s", getattr(device, "id", "?"), error)
-
-    def claim(
-        self,
-        asked: Asked,
-        *,
-        count: int = 1,
-        where: str = "",
-        same: Locality | str | None = None,
-        ttl_seconds: float = 60.0,
-        tenant: str = "default",
-        id: str | None = None,
-    ) -> HeldLease:
-        """Grant devices and prepare them, all or nothing: ``claim("gpu", count=2, same="numa")``.
-
-        ``asked`` is a kind, a request, several requests, or a whole claim. The chosen devices are asked how they are
-        before anything is promised. Raises :class:`~hal.errors.ClaimRefused` with the reason,
-        :class:`~hal.errors.BrokerError` if the search could not decide, and errors of usage.
-        """
-        claim = make_claim(asked, count=count, where=where, same=same, ttl_seconds=ttl_seconds, tenant=tenant, id=id)
-        with self._lock:
-            self.agent.expire()
-            self._check_names(claim)
-            try:
-                lease = self._grant(claim)
-            except ClaimRefused:
-                if self.observe is None:
-                    raise
-                self.refresh()  # what was sick a while ago may be well again
-                lease = self._grant(claim)
-            return self._held(lease)
-
-    def _grant(self, claim: Claim) -> Lease:
-        trouble: Trouble | None = None
-        for _ in range(2):  # a second chance on other devices, should these not let themselves be prepared
-            self._sample_candidates(claim)
-            fresh = claim.id not in self.ledger.state.leases
-            answer = self.ledger.execute(c.ClaimDevices(claim=claim))
-            lease = self._granted(claim, answer, trouble)
-            if lease.state is LeaseState.PREPARED:
-                return lease  # asked again: it is in use, and whatever became of its devices is its holder's to see
-            prepared = self.agent.prepare(lease, fresh=fresh)
-            if isinstance(prepared, Lease):
-                return prepared
-            trouble = prepared
-        assert trouble is not None
-        raise ClaimRefused(
-            f"the devices chosen could not be prepared: {trouble.error}",
-            device=claim.id,
-            during="claim",
-            hint="hal-probe",
-        )
-
-    def _sample_candidates(self, claim: Claim) -> None:
-        """Ask the devices that would be chosen how they are, until a choice stands the question."""
-        state = self.ledger.state
-        if claim.id in state.claims:
-            return
-        asked: set[str] = set()
-        while True:
-            answer = self.ledger.preview(c.ClaimDevices(claim=claim))
-            if not isinstance(answer, c.Granted):
-                return
-            chosen = [state.devices[device.id] for device in answer.lease.devices]
-            above = [found for device in chosen for found in ancestors(device, state.devices)]
-            fresh = {d.id: d for d in (*chosen, *above) if isinstance(d, Device) and d.id not in asked}
-            if not fresh:
-                return
-            asked.update(fresh)
-            if not self.agent.sample(fresh.values()):
-                return
-
-    def _granted(self, claim: Claim, answer: c.Answer, trouble: Trouble | None) -> Lease:
-        match answer:
-            case c.Granted(lease=lease):
-                return lease
-            case c.Refused(reason=reason):
-                if trouble is not None:
-                    reason = f"{trouble.device.name} could not be prepared ({trouble.error}), and then {reason}"
-                raise ClaimRefused(reason, device=claim.id, during="claim", hint="hal explain, with the same words")
-            case c.Undecided(steps=steps):
-                raise BrokerError(
-                    f"undecided: the search was given up after {steps} steps",
-                    device=claim.id,
-                    during="claim",
-                    hint="ask for fewer requests or constraints at once",
-                )
-        raise AssertionError(answer)
+    def refresh_if_possible(self) -> bool:
+        """Look again; False if this broker has no eyes of its own."""
+        self.refresh()
+        return self.observe is not None
 
     def repair(
         self,
@@ -251,105 +248,136 @@ class LocalBroker:
         """
         if by_operator is not None and not by_operator.strip():
             raise UsageError("an operator's word says what was done", device=device, during="repair", hint="a reason")
-        with self._lock:
-            self.agent.expire()
-            found = Inventory(self.state.devices.values()).find(device)
-            steps = repair(self.agent, found, scrub=scrub, by_operator=by_operator, seconds=deadline_seconds)
-            self.refresh()
-            now = self.state.devices.get(found.id)
-            left = {(condition.type, condition.code) for condition in now.conditions} if now is not None else set()
-            return Repair(
-                device=found.id,
-                name=found.name,
-                steps=steps,
-                cleared=tuple(gone for gone in found.conditions if (gone.type, gone.code) not in left),
-                unfit=None if now is None else why_unfit(now, ancestors(now, self.state.devices)),
-            )
+        self.agent.expire()
+        found = self._inventory().find(device)
+        steps = repair(self.agent, found, scrub=scrub, by_operator=by_operator, seconds=deadline_seconds)
+        self.refresh()
+        now = self.state.devices.get(found.id)
+        left = {(condition.type, condition.code) for condition in now.conditions} if now is not None else set()
+        return Repair(
+            device=found.id,
+            name=found.name,
+            steps=steps,
+            cleared=tuple(gone for gone in found.conditions if (gone.type, gone.code) not in left),
+            unfit=None if now is None else why_unfit(now, ancestors(now, self.state.devices)),
+        )
 
-    def renew(self, lease_id: str, ttl_seconds: float | None = None, tenant: str | None = None) -> Lease:
-        """Let a lease last for another time to live; raises ``LeaseEnded`` if it is too late."""
-        with self._lock:
-            self.agent.expire()
-            answer = self.ledger.execute(c.Renew(lease=lease_id, ttl_seconds=ttl_seconds, tenant=tenant))
-            lease = _lease_of(answer)
-            self.agent.renew_pages(lease)
-            return lease
+    def cordon(self, target: str, why: str = "", by: str = "operator") -> tuple[Cordon, ...]:
+        """Keep a device (id, name, alias) or a node from new leases; leases go on. Returns all cordons."""
+        self.ledger.execute(c.SetCordon(target=self._target(target), why=why, by=by), by)
+        return self.cordons()
 
-    def release(self, lease_id: str, tenant: str | None = None) -> Lease:
-        """End a lease and take its devices back; the same again is no error. Returns the lease as it is then."""
-        with self._lock:
-            self.agent.expire()
-            lease = _lease_of(self.ledger.execute(c.Release(lease=lease_id, tenant=tenant)))
-            if lease_id in self.state.leases:
-                self.agent.take_back(lease)
-            return self.state.ended.get(lease_id, lease)
+    def uncordon(self, target: str, by: str = "operator") -> tuple[Cordon, ...]:
+        """Take a cordon back; the same again is no error."""
+        wanted = target if target in self.state.cordons else self._target(target)
+        self.ledger.execute(c.LiftCordon(target=wanted, by=by), by)
+        self.maintain()
+        return self.cordons()
 
-    def list(self, tenant: str | None = None) -> tuple[Lease, ...]:
-        """Return the leases that are not over."""
-        with self._lock:
-            self.agent.expire()
-            return tuple(lease for lease in self.state.leases.values() if tenant in (None, lease.tenant))
+    def drain(
+        self, target: str, why: str = "", by: str = "operator", grace_seconds: float | None = None
+    ) -> tuple[Lease, ...]:
+        """Cordon, and tell every holder to leave within their grace; return the leases concerned."""
+        command = c.SetCordon(target=self._target(target), why=why, by=by, drain=True, grace_seconds=grace_seconds)
+        answer = self.ledger.execute(command, by)
+        assert isinstance(answer, c.Done)
+        self.maintain()
+        return tuple(self.state.leases.get(lease.id, lease) for lease in answer.leases)
 
-    def get(self, lease_id: str) -> HeldLease:
-        """Return a lease that is not over, to open its devices or give it back."""
-        with self._lock:
-            self.agent.expire()
-            lease = self.state.leases.get(lease_id)
-            if lease is None:
-                over = self.state.ended.get(lease_id)
-                why = f"the lease is over: {over.why_ended}" if over is not None else "no such lease"
-                raise LeaseNotFound(why, device=lease_id, during="open", hint="hal list")
-            return self._held(lease)
+    def cordons(self) -> tuple[Cordon, ...]:
+        """Return who is kept from new leases."""
+        with self.ledger.lock:
+            return tuple(self.state.cordons.values())
 
-    def explain(self, asked: Asked, **words: Any) -> Explanation:
-        """Say whether a claim would be granted now, and if not, what stands in the way; takes what ``claim`` takes."""
-        claim = make_claim(asked, **words)
-        with self._lock:
-            self.agent.expire()
-            self._check_names(claim)
-            return explain(self.state, claim)
+    def _target(self, text: str) -> str:
+        """Return what a cordon is about: a machine by its name, else a device by any of its names."""
+        bare = text.removeprefix(NODE)
+        if self.state.node(bare) is not None:
+            return NODE + bare
+        return self._inventory().find(text).id
+
+    def _inventory(self) -> Inventory:
+        with self.ledger.lock:
+            return Inventory(self.state.devices.values())
+
+    # --- tenants
+
+    def tenants(self, tenant: str | None = None) -> tuple[TenantReport, ...]:
+        """Return every tenant at or below ``tenant`` with what it uses."""
+        with self.ledger.lock:
+            return tenants_of(self.state, tenant)
+
+    def set_tenant(self, tenant: Tenant, by: str = "operator") -> TenantReport:
+        """Say what a tenant may have, from now on."""
+        self.ledger.execute(c.SetTenant(tenant=tenant), by)
+        self.maintain()
+        return next(report for report in self.tenants(tenant.path) if report.tenant.path == tenant.path)
+
+    def remove_tenant(self, path: str, by: str = "operator") -> None:
+        """Forget what was said about a tenant; its leases go on."""
+        self.ledger.execute(c.RemoveTenant(path=path), by)
+
+    # --- what happens
+
+    def maintain(self) -> float:
+        """Do what time asks for: take back what has expired, serve the queue, prepare what was granted.
+
+        Returns in how many seconds it is needed again, at the latest.
+        """
+        self.agent.expire()
+        self.ledger.serve_queue()
+        self._granting.prepare_pending()
+        self.ledger.tidy()
+        return self._granting.seconds_until_due(WATCH_SECONDS)
 
     def status(self) -> Status:
         """Return the broker at a glance."""
-        with self._lock:
-            self.agent.expire()
-            state = self.state
-            state.settle()
-            counts: dict[str, dict[str, int]] = {}
-            for node in state.nodes:
-                for position, device in enumerate(node.devices):
-                    row = counts.setdefault(device.kind.value, dict.fromkeys(_COUNTS, 0))
-                    row["all"] += 1
-                    if node.held >> position & 1:
-                        row["fenced" if device.id in state.fenced else "held"] += 1
-                    elif node.free >> position & 1:
-                        row["free"] += 1
-                    else:
-                        row["tied" if node.fit >> position & 1 else "unfit"] += 1
-            return Status(
-                revision=state.revision,
-                fence=state.fence,
-                boot_id=state.boot_id,
-                leases=len(state.leases),
-                devices=counts,
-                fenced=tuple(state.fenced.values()),
-            )
+        self.agent.expire()
+        with self.ledger.lock:
+            return status_of(self.state)
 
-    def events(self, since: int = 0) -> Iterator[Event]:
-        """Yield what happened after a revision, in order; the last event's revision is where to go on."""
+    def events(self, since: int = 0, tenant: str | None = None) -> Iterator[Event]:
+        """Yield what happened after a revision, in order; the last event's revision is where to go on.
+
+        A tenant sees devices, and their own claims and leases.
+        """
         for revision, record in self.ledger.events(since):
-            yield event_of(record, revision)
+            event = event_of(record, revision)
+            if tenant is None or self._is_for(event, tenant):
+                yield event
+
+    def _is_for(self, event: Event, tenant: str) -> bool:
+        claim = self.state.claims.get(event.subject)
+        if claim is not None:
+            return is_below(claim.tenant, tenant)
+        return event.subject in self.state.devices
+
+    def watch(self, since: int, deadline: Deadline, tenant: str | None = None) -> Iterator[Event]:
+        """Yield what happens after a revision, as it happens, until the deadline; nothing is left out."""
+        reached = since
+        while True:
+            head = self.state.revision
+            for event in self.events(reached, tenant):
+                reached = event.revision
+                yield event
+            reached = max(reached, head)
+            if deadline.expired:
+                return
+            self.ledger.wait_for_change(reached, min(deadline.remaining_seconds, WATCH_SECONDS))
+
+    # --- inside
 
     def _held(self, lease: Lease) -> HeldLease:
         return HeldLease(lease, self.drivers, self._guards, self)
 
     def _check_names(self, claim: Claim) -> None:
         """Refuse a selector that speaks of an attribute which no device here has."""
-        texts = {request.where for request in claim.requests if request.where}
+        texts = {choice.where for request in claim.requests for choice in (request, *request.or_else) if choice.where}
         if texts:
             if self._names[0] != self.state.sights:
-                names = (name for d in self.state.devices.values() for name in (*d.attributes, *d.capacity))
-                self._names = (self.state.sights, frozenset(names))
+                with self.ledger.lock:
+                    names = (name for d in self.state.devices.values() for name in (*d.attributes, *d.capacity))
+                    self._names = (self.state.sights, frozenset(names))
             known = self._names[1]
             for text in texts:
                 compile_selector(text, known)
@@ -380,10 +408,3 @@ def _open_pages(folder: Path) -> GuardPages:
         raise BrokerError(
             f"the runtime folder cannot be used: {error}", during="open", hint="--state FOLDER names another"
         ) from error
-
-
-def _one_of(kind: Any, text: str, what: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise ClaimError(f"{what} is {text!r}", during="claim", hint="one of " + ", ".join(kind)) from None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hal.api.local import Status
     from hal.broker.allocation.explain import Explanation
     from hal.broker.command import Answer
+    from hal.broker.snapshot import Cordon
     from hal.interfaces.deadline import Deadline
     from hal.model.event import Event
 
@@ -41,24 +42,14 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TenantReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One tenant: what was said about it, what it uses now, and its share (1.0: what it is entitled to)."""
+    """One tenant: what was said about it, what it uses (whole devices by kind), and its shares of everything."""
 
     tenant: Tenant
-    uses: dict[str, int] = {}
+    uses: dict[str, float] = {}
     dominant_share: float = 0.0
     fair_share: float = 0.0
     leases: int = 0
     waiting: int = 0
-
-
-class Cordon(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A device (``device``) or a whole machine (``node``) that gets no new leases, and who said so."""
-
-    target: str
-    why: str
-    by: str
-    at: float
-    draining: bool = False
 
 
 @runtime_checkable

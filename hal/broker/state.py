@@ -4,88 +4,71 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from hal.broker import record as r
-from hal.broker.allocation.places import Node
-from hal.model.claim import Claim
+from hal.broker.accounts import amounts_of, in_thousandths
+from hal.broker.lifecycle import ENDING
+from hal.broker.queue_index import QueueIndex
+from hal.broker.snapshot import Cordon, Entry, Fenced, Snapshot
 from hal.model.device import Device
 from hal.model.health import Condition
 from hal.model.lease import AllocatedDevice, Lease, LeaseState
+from hal.model.tenant import Tenant
+
+__all__ = ["Cordon", "Entry", "Fenced", "Snapshot", "State", "has_expired"]
 
 REMEMBERED = 10_000
 """How many ended leases stay known by their id, so that a claim repeated late is not granted twice; the oldest go."""
 
 
-class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A device whose last lease is over without proof that its holder let go."""
-
-    lease: str
-    fence: int
-    tenant: str
-    device: AllocatedDevice
-    why: str
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole state at one revision, as it is stored and compared."""
-
-    revision: int
-    fence: int
-    boot_id: str
-    clock_offset_seconds: float
-    latest_at: float
-    devices: list[Device]
-    leases: list[Lease]
-    claims: list[Claim]
-    ended: list[Lease]
-    fenced: dict[str, Fenced]
-
-
-class State:
+class State(QueueIndex):
     """Mutable, changed by :meth:`apply` alone. Everything besides the fields of :class:`Snapshot` is derived."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.revision = 0
         self.fence = 0
         self.boot_id = ""
         self.clock_offset_seconds = 0.0
         self.latest_at = 0.0
         self.restored_from = 0
-        self.devices: dict[str, Device] = {}
-        self.leases: dict[str, Lease] = {}
-        self.claims: dict[str, Claim] = {}
         self.ended: dict[str, Lease] = {}
+        self.left: dict[str, str] = {}
         self.fenced: dict[str, Fenced] = {}
-        self.holders: dict[str, str] = {}
+        self.tenants: dict[str, Tenant] = {}
         self.ending: dict[str, None] = {}
-        self.nodes: list[Node] = []
-        self.sights = 0
-        self.touched: list[int] = []
-        self.forgotten_touches = 0
-        self.views: dict[Any, Any] = {}
+        self.unprepared: dict[str, None] = {}
+        self.shrinking: dict[str, None] = {}
+        self.elastic: dict[str, None] = {}
         self._over: deque[str] = deque()
-        self._by_name: dict[str, Node] = {}
-        self._here: dict[str, dict[str, None]] = {}
-        self._dirty: set[str] = set()
-        self._expiries: list[tuple[float, str]] = []
         self._spoiling: list[tuple[float, str]] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             r.JournalBegun: self._journal_begun,
             r.BootSeen: self._boot_seen,
             r.DeviceSeen: self._device_seen,
             r.DeviceForgotten: self._device_forgotten,
+            r.DeviceFreed: self._device_freed,
+            r.DeviceRepaired: self._device_repaired,
+            r.Cordoned: self._cordoned,
+            r.Uncordoned: self._uncordoned,
+            r.ClaimQueued: self._claim_queued,
+            r.ClaimKept: self._claim_kept,
+            r.ClaimLeft: self._claim_left,
             r.LeaseGranted: self._lease_granted,
             r.LeasePrepared: self._lease_prepared,
             r.LeaseRenewed: self._lease_renewed,
+            r.LeaseNoticed: self._lease_noticed,
+            r.LeaseGrown: self._lease_grown,
+            r.LeaseShrunk: self._lease_shrunk,
             r.LeaseSuspected: self._lease_suspected,
             r.LeaseReleasing: self._lease_releasing,
             r.LeaseEnded: self._lease_ended,
-            r.DeviceFreed: self._device_freed,
-            r.DeviceRepaired: self._device_repaired,
+            r.TenantSet: self._tenant_set,
+            r.TenantRemoved: self._tenant_removed,
         }
 
     # --- the records
@@ -105,39 +88,83 @@ class State:
         self.clock_offset_seconds = record.clock_offset_seconds
 
     def _device_seen(self, record: r.DeviceSeen) -> None:
-        self.sights += 1
         device = record.device
-        before = self.devices.get(device.id)
-        if before is not None and before.location.node != device.location.node:
-            self._leave(before)
-        self.devices[device.id] = device
-        self._here.setdefault(device.location.node, {})[device.id] = None
-        self._dirty.add(device.location.node)
+        self.place(device)
         for condition in device.conditions:
             if condition.expires_at is not None:
                 heapq.heappush(self._spoiling, (condition.expires_at, device.id))
 
     def _device_forgotten(self, record: r.DeviceForgotten) -> None:
-        self.sights += 1
-        device = self.devices.pop(record.device, None)
-        if device is not None:
-            self._leave(device)
+        self.forget(record.device)
 
-    def _leave(self, device: Device) -> None:
-        self._here[device.location.node].pop(device.id, None)
-        self._dirty.add(device.location.node)
+    def _device_freed(self, record: r.DeviceFreed) -> None:
+        fenced = self.fenced.pop(record.device)
+        self._give(fenced.lease, (fenced.device,))
+
+    def _device_repaired(self, record: r.DeviceRepaired) -> None:
+        device = self.devices[record.device]
+        fresh = msgspec.structs.replace(device, conditions=record.conditions)
+        self._device_seen(r.DeviceSeen(at=record.at, device=fresh))
+
+    def _cordoned(self, record: r.Cordoned) -> None:
+        self._cordon(Cordon(target=record.target, why=record.why, by=record.by, at=record.at, draining=record.draining))
+
+    def _uncordoned(self, record: r.Uncordoned) -> None:
+        self._uncordon(record.target)
+
+    # --- claims in the queue
+
+    def _claim_queued(self, record: r.ClaimQueued) -> None:
+        self._wait(Entry(claim=record.claim, since=record.at))
+
+    def _claim_kept(self, record: r.ClaimKept) -> None:
+        before = self.waiting[record.claim]
+        entry = msgspec.structs.replace(before, kept=record.devices, starts_at=record.starts_at, why=record.why)
+        self._leave_queue(record.claim)
+        self.claims[record.claim] = entry.claim
+        self.waiting[record.claim] = entry
+        if entry.kept or entry.starts_at is not None:
+            self._reserve(entry)
+        else:
+            self._push(entry)
+        self.openings += 1
+
+    def _claim_left(self, record: r.ClaimLeft) -> None:
+        self._leave_queue(record.claim)
+        self.left[record.claim] = record.why
+        self._remember(record.claim)
+
+    # --- leases
 
     def _lease_granted(self, record: r.LeaseGranted) -> None:
         lease = record.lease
+        if lease.id in self.waiting:
+            self._leave_queue(lease.id)
         self.fence = max(self.fence, lease.fence)
-        self.leases[lease.id] = lease
         self.claims[lease.id] = record.claim
-        self.holders.update(dict.fromkeys([device.id for device in lease.devices], lease.id))
-        self._hold(lease.devices, True)
+        self._hold(lease)
+
+    def _hold(self, lease: Lease) -> None:
+        self.leases[lease.id] = lease
+        self._take(lease.id, lease.devices)
+        self.fair.use(lease.tenant, amounts_of(lease.devices))
+        if lease.state is LeaseState.BOUND:
+            self.unprepared[lease.id] = None
+        if lease.elastic is not None:
+            self.elastic[lease.id] = None
         self._expect(lease)
 
     def _lease_prepared(self, record: r.LeasePrepared) -> None:
-        self._change(record.lease, LeaseState.PREPARED)
+        lease = self.leases[record.lease]
+        devices = lease.devices
+        if record.opened_as:
+            devices = tuple(
+                msgspec.structs.replace(device, opened_as=record.opened_as[device.slot])
+                if device.slot in record.opened_as
+                else device
+                for device in devices
+            )
+        self._change(lease, LeaseState.PREPARED, devices=devices)
 
     def _lease_renewed(self, record: r.LeaseRenewed) -> None:
         lease = self.leases[record.lease]
@@ -146,32 +173,45 @@ class State:
         self.leases[lease.id] = fresh
         self._expect(fresh)
 
+    def _lease_noticed(self, record: r.LeaseNoticed) -> None:
+        lease = self.leases[record.lease]
+        if record.leaving:
+            leaving = tuple(sorted({*lease.leaving, *record.leaving}))
+            self._change(lease, lease.state, leave_by=record.leave_by, notice=record.why, leaving=leaving)
+            self.shrinking[lease.id] = None
+        else:
+            self._change(lease, LeaseState.DRAINING, leave_by=record.leave_by, notice=record.why, leaving=())
+        self._expect(self.leases[lease.id])
+
+    def _lease_grown(self, record: r.LeaseGrown) -> None:
+        lease = self.leases[record.lease]
+        self.fence = max(self.fence, record.fence)
+        self._take(lease.id, record.devices)
+        self.fair.use(lease.tenant, amounts_of(record.devices), leases=0)
+        self._change(lease, LeaseState.BOUND, devices=(*lease.devices, *record.devices))
+
+    def _lease_shrunk(self, record: r.LeaseShrunk) -> None:
+        lease = self.leases[record.lease]
+        gone = [device for device in lease.devices if device.replica in record.replicas]
+        staying = tuple(device for device in lease.devices if device.replica not in record.replicas)
+        leaving = tuple(replica for replica in lease.leaving if replica not in record.replicas)
+        self._let_go(lease, gone, record.fenced, leases=0)
+        if not leaving:
+            self.shrinking.pop(lease.id, None)
+        by, notice = (lease.leave_by, lease.notice) if leaving or lease.state is LeaseState.DRAINING else (0.0, "")
+        self._change(lease, lease.state, devices=staying, leaving=leaving, leave_by=by, notice=notice)
+
     def _lease_suspected(self, record: r.LeaseSuspected) -> None:
-        self._change(record.lease, LeaseState.SUSPECT, "expired without being renewed")
-        self.ending[record.lease] = None
+        self._change(self.leases[record.lease], LeaseState.SUSPECT, why="expired without being renewed")
 
     def _lease_releasing(self, record: r.LeaseReleasing) -> None:
-        self._change(record.lease, LeaseState.RELEASING, record.why)
-        self.ending[record.lease] = None
+        self._change(self.leases[record.lease], LeaseState.RELEASING, why=record.why)
 
     def _lease_ended(self, record: r.LeaseEnded) -> None:
         lease = self.leases.pop(record.lease)
-        self.ending.pop(record.lease, None)
-        free: Sequence[AllocatedDevice] = lease.devices
-        if record.fenced:
-            free = [device for device in lease.devices if device.id not in record.fenced]
-            for device in lease.devices:
-                if device.id in record.fenced:
-                    self.fenced[device.id] = Fenced(
-                        lease=lease.id,
-                        fence=lease.fence,
-                        tenant=lease.tenant,
-                        device=device,
-                        why=record.fenced[device.id],
-                    )
-        for device in free:
-            del self.holders[device.id]
-        self._hold(free, False)
+        for index in (self.ending, self.unprepared, self.shrinking, self.elastic):
+            index.pop(lease.id, None)
+        self._let_go(lease, lease.devices, record.fenced, leases=1)
         if record.returned:
             del self.claims[lease.id]
             return
@@ -179,102 +219,89 @@ class State:
         self.ended[lease.id] = msgspec.structs.replace(
             lease, state=LeaseState.ENDED, why_ended=why_ended, ended_at=record.at
         )
-        self._over.append(lease.id)
+        self._remember(lease.id)
+
+    def _let_go(self, lease: Lease, devices: Iterable[AllocatedDevice], fenced: dict[str, str], *, leases: int) -> None:
+        free = devices
+        if fenced:
+            free = [device for device in devices if lease.slot_of(device) not in fenced]
+            for device in devices:
+                slot = lease.slot_of(device)
+                if slot in fenced:
+                    self.fenced[slot] = Fenced(
+                        lease=lease.id,
+                        fence=lease.fence_of(device),
+                        tenant=lease.tenant,
+                        device=device,
+                        why=fenced[slot],
+                    )
+        self.fair.give_back(lease.tenant, amounts_of(devices), leases=leases)
+        self._give(lease.id, free)
+
+    def _remember(self, claim_id: str) -> None:
+        self._over.append(claim_id)
         while len(self._over) > REMEMBERED:
             oldest = self._over.popleft()
-            del self.ended[oldest]
+            self.ended.pop(oldest, None)
+            self.left.pop(oldest, None)
             del self.claims[oldest]
 
-    def _device_freed(self, record: r.DeviceFreed) -> None:
-        fenced = self.fenced.pop(record.device)
-        del self.holders[record.device]
-        self._hold((fenced.device,), False)
-
-    def _device_repaired(self, record: r.DeviceRepaired) -> None:
-        device = self.devices[record.device]
-        self._device_seen(r.DeviceSeen(at=record.at, device=_with(device, record.conditions)))
-
-    def _change(self, lease_id: str, state: LeaseState, why: str = "") -> None:
-        lease = self.leases[lease_id]
+    def _change(self, lease: Lease, state: LeaseState, *, why: str = "", **fields: Any) -> None:
         if why:
-            self.leases[lease_id] = msgspec.structs.replace(lease, state=state, why_ended=lease.why_ended or why)
+            fields["why_ended"] = lease.why_ended or why
+        self.leases[lease.id] = msgspec.structs.replace(lease, state=state, **fields)
+        if state in ENDING:
+            self.ending[lease.id] = None
+        if state is LeaseState.BOUND:
+            self.unprepared[lease.id] = None
         else:
-            self.leases[lease_id] = msgspec.structs.replace(lease, state=state)
+            self.unprepared.pop(lease.id, None)
 
-    # --- the indexes
+    # --- tenants
 
-    def _hold(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
-        if self._dirty:
-            self.settle()
-        by_name, known = self._by_name, self.devices
-        last: Node | None = None
-        mask = 0
-        for device in devices:  # of one node after the other, as they were chosen
-            found = known.get(device.id)  # a machine may have got another name since
-            node = by_name.get(found.location.node if found is not None else device.node)
-            position = node.place.get(device.id) if node is not None else None
-            if position is None:
-                continue
-            if node is not last:
-                if last is not None:
-                    last.hold(mask, yes)
-                    self.touched.append(last.index)
-                last, mask = node, 0
-            mask |= 1 << position
-        if last is not None:
-            last.hold(mask, yes)
-            self.touched.append(last.index)
-        if len(self.touched) > 4096 + 4 * len(self.nodes):
-            self.forgotten_touches += len(self.touched)
-            self.touched.clear()
+    def _tenant_set(self, record: r.TenantSet) -> None:
+        self.tenants[record.tenant.path] = record.tenant
+        self.fair.set_tenant(in_thousandths(record.tenant))
+        self.openings += 1
 
-    def _expect(self, lease: Lease) -> None:
-        heapq.heappush(self._expiries, (lease.expires_at, lease.id))
-        if len(self._expiries) > 1024 + 4 * len(self.leases):
-            self._expiries = [(live.expires_at, live.id) for live in self.leases.values()]
-            heapq.heapify(self._expiries)
+    def _tenant_removed(self, record: r.TenantRemoved) -> None:
+        del self.tenants[record.path]
+        self.fair.remove_tenant(record.path)
+        self.openings += 1
 
-    def settle(self) -> None:
-        """Bring the nodes whose devices changed up to date."""
-        if not self._dirty:
-            return
-        for name in sorted(self._dirty):
-            node = self._by_name.get(name)
-            if node is None:
-                node = self._by_name[name] = Node(name, len(self.nodes))
-                self.nodes.append(node)
-            here = self._here[name]
-            node.rebuild(self.devices, here, [device_id for device_id in here if device_id in self.holders])
-            self.touched.append(node.index)
-        self._dirty.clear()
+    # --- times
 
-    def node(self, name: str) -> Node | None:
-        """Return the index of one machine's devices."""
-        self.settle()
-        return self._by_name.get(name)
-
-    def expired(self, now: float) -> list[Lease]:
-        """Return the leases that should have been renewed by now."""
-        found: dict[str, Lease] = {}
-        for expires_at, lease_id in _due(self._expiries, now):
-            lease = self.leases.get(lease_id)
-            live = lease is not None and lease.state in (LeaseState.BOUND, LeaseState.PREPARED)
-            if lease is not None and live and lease.expires_at == expires_at:
-                found[lease_id] = lease
-        for lease in found.values():
-            heapq.heappush(self._expiries, (lease.expires_at, lease.id))
-        return list(found.values())
+    def next_due(self) -> float | None:
+        """Return when something is due next, at the earliest."""
+        times = [heap[0][0] for heap in (self._due, self._spoiling) if heap]
+        return min(times) if times else None
 
     def spoiled(self, now: float) -> list[Device]:
         """Return the devices with a condition that has expired."""
         found: dict[str, Device] = {}
-        for _, device_id in _due(self._spoiling, now):
+        heap = self._spoiling
+        while heap and heap[0][0] <= now:
+            _, device_id = heapq.heappop(heap)
             device = self.devices.get(device_id)
             if device and any(has_expired(condition, now) for condition in device.conditions):
                 found[device_id] = device
         for device in found.values():
-            heapq.heappush(self._spoiling, (now, device.id))
+            heapq.heappush(heap, (now, device.id))
         return list(found.values())
+
+    # --- who has what
+
+    def held(self, device_id: str) -> Iterable[AllocatedDevice]:
+        """See :class:`~hal.broker.index.DeviceIndex`."""
+        lease_id = self.holders.get(device_id)
+        if lease_id is not None:
+            fenced = self.fenced.get(device_id)
+            lease = self.leases.get(lease_id)
+            if lease is not None:
+                yield from (device for device in lease.devices if device.id == device_id)
+            elif fenced is not None:
+                yield fenced.device
+        yield from self.sharers.get(device_id, {}).values()
 
     # --- the whole
 
@@ -291,6 +318,11 @@ class State:
             claims=list(self.claims.values()),
             ended=list(self.ended.values()),
             fenced=dict(self.fenced),
+            waiting=list(self.waiting.values()),
+            left=dict(self.left),
+            cordons=list(self.cordons.values()),
+            tenants=list(self.tenants.values()),
+            over=list(self._over),
         )
 
     @classmethod
@@ -299,35 +331,32 @@ class State:
         state = cls()
         for device in snapshot.devices:
             state._device_seen(r.DeviceSeen(at=0.0, device=device))
+        for tenant in snapshot.tenants:
+            state._tenant_set(r.TenantSet(at=0.0, tenant=tenant))
+        for cordon in snapshot.cordons:
+            state._cordon(cordon)
         state.revision, state.fence = snapshot.revision, snapshot.fence
         state.restored_from = snapshot.revision
         state.boot_id, state.clock_offset_seconds = snapshot.boot_id, snapshot.clock_offset_seconds
         state.latest_at = snapshot.latest_at
-        state.leases = {lease.id: lease for lease in snapshot.leases}
+        for slot, fenced in snapshot.fenced.items():
+            state.fenced[slot] = fenced
+            state._take(fenced.lease, (fenced.device,))
+        for lease in snapshot.leases:
+            state._hold(lease)
+            if lease.state in ENDING:
+                state.ending[lease.id] = None
+            if lease.leaving:
+                state.shrinking[lease.id] = None
+        for entry in snapshot.waiting:
+            state._wait(entry)
         state.claims = {claim.id: claim for claim in snapshot.claims}
         state.ended = {lease.id: lease for lease in snapshot.ended}
-        state._over.extend(state.ended)
-        state.fenced = dict(snapshot.fenced)
-        for lease in snapshot.leases:
-            state.holders.update(dict.fromkeys((device.id for device in lease.devices), lease.id))
-            state._expect(lease)
-            if lease.state in (LeaseState.SUSPECT, LeaseState.RELEASING):
-                state.ending[lease.id] = None
-        state.holders.update({device_id: fenced.lease for device_id, fenced in state.fenced.items()})
+        state.left = dict(snapshot.left)
+        state._over.extend(snapshot.over or (*state.ended, *state.left))
         return state
 
 
 def has_expired(condition: Condition, now: float) -> bool:
     """Return whether time alone has cleared a condition; it never does with a latched one."""
     return condition.expires_at is not None and condition.expires_at <= now and not condition.latched
-
-
-def _with(device: Device, conditions: tuple[Condition, ...]) -> Device:
-    return msgspec.structs.replace(device, conditions=conditions)
-
-
-def _due(heap: list[tuple[float, str]], now: float) -> list[tuple[float, str]]:
-    found = []
-    while heap and heap[0][0] <= now:
-        found.append(heapq.heappop(heap))
-    return found

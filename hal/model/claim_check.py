@@ -61,11 +61,8 @@ def check_holder(claim: Claim) -> None:
             continue
         if name == "start_at" and _is_number(value) and 0 <= value < 1e12:
             continue
-        if (
-            not _is_number(value)
-            or not 0 <= value <= LONGEST_TTL_SECONDS
-            or (name == "duration_seconds" and value == 0)
-        ):
+        least = 1e-9 if name == "duration_seconds" else 0
+        if not _is_number(value) or not least <= value <= LONGEST_TTL_SECONDS:
             raise _refuse(claim, f"{name} is {value!r}, it must be a number of seconds up to ten years")
 
 

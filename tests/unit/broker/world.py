@@ -112,7 +112,19 @@ def grant(state: State, wanted: Claim, now: float = 1000.0):
 
 def give_back(state: State, lease, now: float = 1000.0) -> None:
     run(state, c.Release(lease=lease.id), now)
-    run(state, c.ProveReleased(lease=lease.id, fence=lease.fence, freed=ids(lease)), now)
+    run(state, c.ProveReleased(lease=lease.id, fence=lease.fence), now)
+
+
+def queued(state: State, wanted: Claim, now: float = 1000.0) -> c.Queued:
+    answer = run(state, c.ClaimDevices(claim=wanted), now)
+    assert isinstance(answer, c.Queued), answer
+    return answer
+
+
+def refused(state: State, wanted: Claim, now: float = 1000.0) -> str:
+    answer = run(state, c.ClaimDevices(claim=wanted), now)
+    assert isinstance(answer, c.Refused), answer
+    return answer.reason
 
 
 def ids(lease) -> tuple[str, ...]:
@@ -121,3 +133,23 @@ def ids(lease) -> tuple[str, ...]:
 
 def changed(device: Device, **fields) -> Device:
     return msgspec.structs.replace(device, **fields)
+
+
+def pump(state: State, now: float = 1000.0) -> list[str]:
+    """Serve the queue as the ledger does, and return the claims that were granted."""
+    granted = []
+    for _ in range(1000):
+        records, answer = decide(state, c.Schedule(), now)
+        for record in records:
+            state.apply(record)
+        if isinstance(answer, c.Granted):
+            granted.append(answer.lease.id)
+        if not records:
+            return granted
+    raise AssertionError("the queue never comes to rest")
+
+
+def leave(state: State, lease_id: str, now: float = 1000.0) -> list[str]:
+    """End a lease as its holder and the agent would, and serve the queue."""
+    give_back(state, state.leases[lease_id], now)
+    return pump(state, now)
