@@ -200,11 +200,24 @@ def _found(state: State, claim: Claim) -> _Found:
 
 
 def _possible(state: State, trial: Claim) -> bool | None:
+    if not _is_whole(trial):
+        return False
     for request in trial.requests:
         if not any(sight_of(state, choice).free >= _least(choice) for choice in (request, *request.or_else)):
             return False
     outcome = allocate(state, trial)
     return None if outcome is None else isinstance(outcome, Place)
+
+
+def _is_whole(trial: Claim) -> bool:
+    """False if something is to be paired and there are not equally many of each."""
+    names = request_names(trial.requests)
+    for rule in trial.constraints:
+        if rule.pairwise:
+            about = [r for r, name in zip(trial.requests, names, strict=True) if name in (rule.requests or names)]
+            if len({choice.count for request in about for choice in (request, *request.or_else)}) > 1:
+                return False
+    return True
 
 
 def _least(request: Request) -> int:
