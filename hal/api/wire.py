@@ -242,7 +242,9 @@ def error_of(problem: Problem) -> HalError:
     """Return the error that a problem stands for, of the same kind as in the broker's own process."""
     name = problem.type.removeprefix(PROBLEM_TYPE)
     if name == Compacted.__name__:
-        return Compacted((problem.oldest or 1) - 1, problem.oldest or 0)
+        gone = Compacted(0, problem.oldest or 0)
+        gone.message, gone.device, gone.during, gone.hint = problem.detail, problem.device, problem.during, problem.hint
+        return gone
     kind: Any = _LOCAL.get(name) or getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, HalError)):
         kind = BrokerError

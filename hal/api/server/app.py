@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -81,7 +82,7 @@ class App:
         problem = w.problem_of(error)
         headers = [_PROBLEM]
         if problem.retry_after_seconds is not None:
-            headers.append((b"retry-after", b"%d" % max(1, round(problem.retry_after_seconds + 0.5))))
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after_seconds))))
         if problem.status == 401:
             headers.append((b"www-authenticate", b'Bearer realm="hal"'))
         if problem.status in (408, 413):

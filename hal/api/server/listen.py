@@ -9,30 +9,14 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from hal.api.http1 import ShortPath
 from hal.api.server.config import Tls, address_of
 from hal.errors import BrokerError, UsageError
 
 MODE = 0o660
 BACKLOG = 1024
-LONGEST_PATH_BYTES = 107
-"""``sun_path`` of unix(7) has 108 bytes, the last a zero."""
-
-
-@contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """Give a path for the same socket that fits into an address, however deep its folder lies."""
-    if len(os.fsencode(path)) <= LONGEST_PATH_BYTES:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def answers(path: Path) -> bool:
@@ -40,7 +24,7 @@ def answers(path: Path) -> bool:
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         end.settimeout(2.0)
-        with short_path(path) as short:
+        with ShortPath(path) as short:
             end.connect(short)
     except OSError as error:
         # Not allowed to ask, or nobody found time to accept: somebody is there all the same.
@@ -80,7 +64,7 @@ def listen_unix(path: Path, group: str | None = None) -> socket.socket:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.unlink(missing_ok=True)
         os.fchmod(end.fileno(), 0o600)  # until it is in its place nobody else shall connect
-        with short_path(beside) as short:
+        with ShortPath(beside) as short:
             end.bind(short)
         end.listen(BACKLOG)
         os.chown(beside, -1, gid)

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Stop at SIGTERM or SIGINT. uvicorn would send them again at the end, and nothing could be tidied up."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -107,6 +111,12 @@ class Service:
         self.verbs = Verbs(broker, config.limits, self.bell, self.heart, devices)
         self.app = App(self.verbs, Callers(config, self._key))
         self.addresses: list[str] = []
+        self._server: _Uvicorn | None = None
+
+    def stop(self) -> None:
+        """Let :meth:`run` return, from another thread; what was begun is finished first."""
+        if self._server is not None:
+            self._server.should_exit = True
 
     def run(self, ready: Callable[[list[str]], None] = lambda addresses: None) -> None:
         """Serve until SIGTERM or SIGINT; ``ready`` is called with the addresses once they answer."""
@@ -141,7 +151,7 @@ class Service:
             timeout_graceful_shutdown=_GRACE_SECONDS,
             backlog=1024,
         )
-        server = _Uvicorn(config, ends)
+        server = self._server = _Uvicorn(config, ends)
 
         def begin() -> None:
             self.bell.start(asyncio.get_running_loop())

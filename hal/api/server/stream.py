@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from typing import Any
 
 import msgspec
 
+from hal.api.calls import LONGEST_STREAM_SECONDS
 from hal.api.server.routes import Ask
 from hal.api.server.verbs import PAGE, Verbs
 from hal.api.wire import Events, Limited, problem_of
@@ -61,6 +63,8 @@ class Streams:
     async def _follow(self, ask: Ask, page: Events, seen: int, ear: Any, gone: asyncio.Future[None], send: Any) -> None:
         bell = self._verbs.bell
         cursor = page.next
+        seconds = ask.get("seconds")
+        ends = time.monotonic() + (LONGEST_STREAM_SECONDS if seconds is None else seconds)
         await _send(send, f"retry: 1000\nid: {cursor}\n\n".encode())
         while not gone.done() and not bell.stopping:
             if page.events:
@@ -69,7 +73,10 @@ class Streams:
             if not page.more:
                 # All that is ours up to what the bell had seen before the page was read has been sent.
                 cursor = max(cursor, seen)
-                waiting = asyncio.ensure_future(ear.wait(self._keep_alive))
+                left = ends - time.monotonic()
+                if left <= 0:
+                    break
+                waiting = asyncio.ensure_future(ear.wait(min(self._keep_alive, left)))
                 await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
                 if not waiting.done():
                     waiting.cancel()

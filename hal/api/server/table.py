@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hal.agent.repair import Repair
 from hal.api import wire as w
+from hal.api.calls import LONGEST_STREAM_SECONDS
 from hal.api.held import Ticket
 from hal.api.local import Status
 from hal.api.server.routes import Handler, Param, Route
@@ -16,6 +17,7 @@ from hal.model.tenant import Tenant
 
 _TENANT = Param("tenant", "string", "only what belongs to this tenant and those below")
 _LEASE = Param("id", "string", "the lease's id, which is its claim's", "path", required=True)
+_SECONDS = Param("seconds", "number", "how long the stream goes on", minimum=0, maximum=LONGEST_STREAM_SECONDS)
 _ASKED = (400, 408, 413, 415)
 _ABOUT_ONE = (404, 409, 410, 503, 504)
 _EXAMPLE = Claim(id="job-17", requests=(Request(kind=Kind.GPU, count=2),))
@@ -176,7 +178,12 @@ def table(verbs: Verbs, healthz: Handler, readyz: Handler, document: Handler, me
             verbs.events,
             {200: str},
             (400, 409, 410, 503),
-            (since, _TENANT, Param("last-event-id", "integer", "where the stream broke off", "header", minimum=0)),
+            (
+                since,
+                _SECONDS,
+                _TENANT,
+                Param("last-event-id", "integer", "where the stream broke off", "header", minimum=0),
+            ),
             stream=True,
         ),
         *_for_operators(verbs),

@@ -1,0 +1,539 @@
+"""The server over a broker in memory: who may what, what is refused how, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import threading
+import time
+
+import httpx
+import msgspec
+import pytest
+
+from hal.api.client import Client
+from hal.api.server.config import Config, Limits, read_config
+from hal.api.server.listen import listen_unix
+from hal.api.tokens import make_key, make_token, read_key
+from hal.api.wire import Compacted, Forbidden, Limited, Unauthenticated
+from hal.errors import BrokerError, ClaimError, ClaimRefused, HalError, LeaseNotFound, UsageError
+from hal.interfaces.deadline import Deadline
+from hal.model.claim import Claim, Request
+from hal.model.kind import Kind
+from hal.model.tenant import Tenant
+from tests.unit.server_world import FakeBroker, served, until
+
+
+def wanted(id, count=1, **fields):
+    return Claim(id=id, requests=(Request(kind=Kind.GPU, count=count),), **fields)
+
+
+class World:
+    """A server with a token key, and clients on anybody's account."""
+
+    def __init__(self, folder, **limits):
+        self.key_file = folder / "key"
+        make_key(self.key_file)
+        self.key = read_key(self.key_file)
+        self.broker = FakeBroker(folder)
+        self.socket = folder / "hal.sock"
+        self.config = Config(token_key=str(self.key_file), tick_seconds=0.2, limits=Limits(**limits))
+        self.clients = []
+
+    def token(self, tenant, **words):
+        return make_token(self.key, tenant, 600, **words)
+
+    def client(self, tenant=None, **words):
+        token = None if tenant is None else self.token(tenant, **words)
+        made = Client(self.socket, token=token, timeout_seconds=20)
+        self.clients.append(made)
+        return made
+
+    def http(self):
+        made = httpx.Client(base_url="http://hal", transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=20)
+        self.clients.append(made)
+        return made
+
+    def __enter__(self):
+        self._served = served(self.broker, self.socket, self.config)
+        self.service = self._served.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        for made in self.clients:
+            made.close()
+        self._served.__exit__(None, None, None)
+
+
+@pytest.fixture
+def world(tmp_path):
+    with World(tmp_path) as made:
+        yield made
+
+
+# --- who may what
+
+
+def test_a_foreign_claim_can_neither_be_seen_nor_touched(world):
+    ada, eve = world.client("physics/ada"), world.client("biology/eve")
+    held = ada.claim("gpu", count=8, id="theirs")
+    assert held.lease.tenant == "physics/ada"
+    assert ada.submit([wanted("w", wait=True)])[0].position == 1
+    missing = [lambda name, verb=verb: getattr(eve, verb)(name) for verb in ("get", "renew", "release")]
+    missing += [lambda name: eve.resize(name, 1), lambda name: eve.wait_for(name, Deadline.after(0))]
+    for verb in missing:
+        errors = []
+        for name in ("theirs", "never-was"):
+            with pytest.raises(LeaseNotFound) as caught:
+                verb(name)
+            errors.append(str(caught.value).replace(name, "?"))
+        assert errors[0] == errors[1], "that it exists is not to be seen by how it is refused"
+    assert (eve.list(), eve.queue(), list(eve.events()), eve.status().leases, eve.status().fenced) == (
+        (),
+        (),
+        [],
+        0,
+        (),
+    )
+    assert eve.list("physics/ada") == eve.list("physics") == ()
+    assert len(eve.devices()) == 8, "that a device exists is no secret"
+    assert held.id in [lease.id for lease in ada.list()]
+
+
+def test_no_text_names_what_is_somebody_elses(world):
+    ada, eve = world.client("physics/ada"), world.client("biology/eve")
+    ada.claim("gpu", count=8, id="secret-lease")
+    with pytest.raises(ClaimRefused) as caught:
+        eve.claim("gpu")
+    waiting = eve.submit([wanted("w", wait=True)])[0]
+    texts = [str(caught.value), waiting.why, eve.queue()[0].why, *[row.reason for row in eve.explain("gpu").devices]]
+    texts.append(eve.submit([wanted("y")])[0].reason)
+    assert texts[3] == "held by somebody else"
+    assert not [text for text in texts if "secret-lease" in text or "physics" in text]
+    assert "secret-lease" in ada.explain("gpu").devices[0].reason, "one's own is named"
+
+
+def test_those_above_see_what_is_below_and_operators_see_all(world):
+    world.client("physics/lattice/ada").claim("gpu", id="a")
+    world.client("physicist").claim("gpu", id="b")
+    assert [lease.id for lease in world.client("physics").list()] == ["a"], "physicist only begins like physics"
+    assert [lease.id for lease in world.client("physics").list("physics/lattice")] == ["a"]
+    operator = world.client("ops", role="operator")
+    assert {lease.id for lease in operator.list()} == {"a", "b"}
+    assert operator.release("a").why_ended
+
+
+def test_what_a_claim_says_of_its_tenant_counts_below_the_callers_own_alone(world):
+    ada = world.client("physics")
+    answers = ada.submit([wanted("a", tenant="biology"), wanted("b", tenant="physics/lattice"), wanted("c")])
+    assert [answer.lease.tenant for answer in answers] == ["physics", "physics/lattice", "physics"]
+    assert world.client("ops", role="operator").submit([wanted("d", tenant="biology")])[0].lease.tenant == "biology"
+
+
+def test_only_operators_cordon_drain_repair_and_set_quotas(world):
+    ada, ops = world.client("physics/ada"), world.client("ops", role="operator")
+    for verb in (
+        lambda who: who.cordon("gpu-0", "noisy"),
+        lambda who: who.uncordon("gpu-0"),
+        lambda who: who.drain("gpu-1", "firmware", grace_seconds=5),
+        lambda who: who.repair("gpu-0"),
+        lambda who: who.set_tenant(Tenant(path="physics", weight=3)),
+        lambda who: who.remove_tenant("physics"),
+    ):
+        with pytest.raises(Forbidden):
+            verb(ada)
+        verb(ops)
+    assert ops.cordon("gpu-2", by="somebody else")[-1].by == "ops", "the server knows who it was"
+
+
+def test_a_token_for_one_claim_is_good_for_that_claim(world):
+    ada = world.client("physics/ada")
+    ada.claim("gpu", id="mine")
+    ada.claim("gpu", id="other")
+    helper = world.client("physics/ada", claim="mine")
+    assert helper.renew("mine", 90).ttl_seconds == 90
+    assert [lease.id for lease in helper.list()] == ["mine"]
+    assert {event.subject for event in helper.events()} == {"mine"}
+    with pytest.raises(LeaseNotFound):
+        helper.release("other")
+    with pytest.raises(Forbidden):
+        helper.submit([wanted("third")])
+
+
+@pytest.mark.parametrize("what", ["forged", "over", "endless", "none", "basic", "nonsense", "other audience"])
+def test_a_token_that_is_not_good_is_refused(world, what):
+    import jwt
+
+    says = {"aud": "hal", "iat": time.time(), "exp": time.time() + 60, "tenant": "physics", "role": "operator"}
+    shown = {
+        "forged": "Bearer " + jwt.encode(says, os.urandom(32), algorithm="HS256"),
+        "over": "Bearer " + make_token(world.key, "physics", 60, now=time.time() - 90),
+        "endless": "Bearer " + jwt.encode({**says, "exp": time.time() + 1e6}, world.key, algorithm="HS256"),
+        "none": "Bearer " + jwt.encode(says, None, algorithm="none"),
+        "basic": "Basic cm9vdDpyb290",
+        "nonsense": "Bearer \xff.x.y",
+        "other audience": "Bearer " + jwt.encode({**says, "aud": "x"}, world.key, algorithm="HS256"),
+    }[what]
+    answer = world.http().get("/v1/leases", headers={"authorization": shown.encode("latin-1")})
+    assert answer.status_code == 401, answer.text
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.json()["type"] == "urn:hal:error:Unauthenticated"
+
+
+def test_a_key_is_private_and_never_replaced(tmp_path):
+    make_key(tmp_path / "key")
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    with pytest.raises(UsageError, match="exists"):
+        make_key(tmp_path / "key")
+    (tmp_path / "key").chmod(0o640)
+    with pytest.raises(UsageError, match="others may read"):
+        read_key(tmp_path / "key")
+    (tmp_path / "short").touch(0o600)
+    with pytest.raises(UsageError, match="no key"):
+        read_key(tmp_path / "short")
+
+
+# --- what is refused, and how
+
+
+def test_every_mistake_is_a_problem_document_that_says_what_to_do(world):
+    http = world.http()
+    good = msgspec.json.encode(wanted("a"))
+    js = {"content-type": "application/json"}
+    for status, answer in (
+        (400, http.post("/v1/claims", content=b"{", headers=js)),
+        (400, http.post("/v1/claims", content=b'{"id":"a","requests":[{"kind":"gpu","conut":2}]}', headers=js)),
+        (400, http.post("/v1/claims", content=b"[" * 100_000, headers=js)),
+        (400, http.post("/v1/claims", content=b'"\xff"', headers=js)),
+        (400, http.post("/v1/claims:batch", content=msgspec.json.encode({"claims": [wanted("x")] * 1001}), headers=js)),
+        (400, http.get("/v1/leases?tenat=physics")),
+        (400, http.get("/v1/leases?tenant=a&tenant=b")),
+        (400, http.get("/v1/events?since=-1")),
+        (400, http.get("/v1/events?since=1e3")),
+        (400, http.get("/v1/claims/a?wait_seconds=nan")),
+        (404, http.get("/v1/leases/%00%ff")),
+        (404, http.get("/v1/lease")),
+        (404, http.get("/")),
+        (405, http.put("/v1/leases")),
+        (405, http.request("TRACE", "/v1/status")),
+        (413, http.post("/v1/claims", content=b" " * (5 << 20), headers=js)),
+        (415, http.post("/v1/claims", content=good, headers={"content-type": "text/plain"})),
+        (415, http.post("/v1/claims", content=good)),
+    ):
+        problem = answer.json()
+        assert answer.status_code == status, (answer.request.url, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert problem["status"] == status
+        assert problem["title"]
+        assert problem["detail"]
+        assert problem["hint"]
+        assert "Traceback" not in answer.text
+        assert (status == 405) == ("allow" in answer.headers)
+
+
+def test_a_body_in_pieces_is_counted_as_it_comes(world):
+    answer = world.http().post(
+        "/v1/claims", content=(b" " * 65536 for _ in range(100)), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 413
+
+
+def test_a_mistake_of_ours_is_said_without_its_traceback(world, caplog):
+    world.broker.fail = ZeroDivisionError("at the wrong place")
+    answer = world.http().post("/v1/claims", json=msgspec.to_builtins(wanted("a")))
+    assert answer.status_code == 500
+    assert "Traceback" not in answer.text
+    assert "at the wrong place" in caplog.text
+    world.broker.fail = None
+    assert world.client().claim("gpu").devices
+
+
+def talk(path, *pieces):
+    """Send pieces to the server, each when the one before was sent; return what comes until it closes."""
+    with socket.socket(socket.AF_UNIX) as end:
+        end.settimeout(20)
+        end.connect(str(path))
+        for piece in pieces:
+            end.sendall(piece)
+        said = b""
+        while chunk := end.recv(65536):
+            said += chunk
+        return said.decode()
+
+
+HEAD = b"POST /v1/claims HTTP/1.1\r\nhost: hal\r\ncontent-type: application/json\r\n"
+
+
+def test_whoever_dawdles_is_sent_away(tmp_path):
+    with World(tmp_path, header_seconds=0.3, body_seconds=0.3, most_header_bytes=4096) as world:
+        assert "408" in talk(world.socket, b"").split("\r\n")[0]
+        assert "408" in talk(world.socket, HEAD).split("\r\n")[0]
+        assert "408" in talk(world.socket, HEAD + b"content-length: 50\r\n\r\n", b"{").split("\r\n")[0]
+        assert "431" in talk(world.socket, HEAD + b"x: " + b"y" * 5000).split("\r\n")[0]
+        assert "400" in talk(world.socket, b"\x16\x03\x01 this is TLS\r\n\r\n").split("\r\n")[0]
+        assert world.client().whoami().operator == (os.getuid() == 0), "and everybody else is served"
+
+
+def test_one_user_cannot_take_all_connections(tmp_path):
+    with World(tmp_path, connections_per_user=3) as world:
+        ends = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for end in ends:
+            end.connect(str(world.socket))
+        until(lambda: "503" in talk(world.socket).split("\r\n")[0])
+        for end in ends:
+            end.close()
+        until(lambda: world.http().get("/healthz").status_code == 200)
+
+
+def test_too_many_claims_are_told_when_to_come_again(tmp_path):
+    with World(tmp_path, claims_per_second=5, burst_seconds=1) as world:
+        ada = world.client("physics/ada")
+        ada.submit([wanted(f"a{i}") for i in range(5)])
+        with pytest.raises(Limited) as caught:
+            ada.submit([wanted("b"), wanted("c")])
+        assert 0 < caught.value.retry_after_seconds <= 0.5
+        world.client("physics/eve").submit([wanted("d")])
+        headers = {"authorization": "Bearer " + world.token("physics/ada")}
+        answer = world.http().post(
+            "/v1/claims:batch", json={"claims": [msgspec.to_builtins(wanted("e"))] * 5}, headers=headers
+        )
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+def test_what_was_said_about_a_tenant_counts_for_all_below_it(tmp_path):
+    with World(tmp_path, burst_seconds=1) as world:
+        world.broker.set_tenant(Tenant(path="physics", claims_per_second=2))
+        world.client("physics/ada").submit([wanted("a"), wanted("b")])
+        with pytest.raises(Limited, match="physics may make 2 claims a second"):
+            world.client("physics/eve").submit([wanted("c")])
+        world.client("biology").submit([wanted("d")])
+
+
+def test_open_claims_are_limited(tmp_path):
+    with World(tmp_path, most_open_claims=2) as world:
+        ada = world.client("ada")
+        ada.submit([wanted("a"), wanted("b", count=99, wait=True)])
+        with pytest.raises(Limited, match="2 open claims"):
+            ada.submit([wanted("c")])
+        ada.release("a")
+        until(lambda: _granted(ada, "d"))
+
+
+def _granted(client, id):
+    try:
+        return client.submit([wanted(id)])
+    except Limited:
+        return None
+
+
+# --- commits together, waiting, events
+
+
+def test_claims_of_many_connections_are_committed_together_and_a_wrong_one_spoils_nothing(world):
+    world.broker.slow = 0.05
+    answers: dict[int, object] = {}
+
+    def ask(number):
+        with Client(world.socket) as client:
+            try:
+                answers[number] = client.submit([wanted(f"c{number}", count=0 if number == 7 else 1)])[0]
+            except HalError as error:
+                answers[number] = error
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert isinstance(answers.pop(7), ClaimError)
+    granted = [number for number, answer in answers.items() if hasattr(answer, "lease")]
+    assert all(answers[number].lease.id == f"c{number}" for number in granted), "to everyone their own answer"
+    assert len(granted) == 8
+    assert all("free" in answer.reason for number, answer in answers.items() if number not in granted)
+    assert max(world.broker.submits) > 1
+
+
+def test_a_waiting_claim_is_answered_as_soon_as_there_is_room(world):
+    ada, eve = world.client("ada"), world.client("eve")
+    ada.claim("gpu", count=8, id="all")
+    got = []
+    thread = threading.Thread(target=lambda: got.append(eve.claim(wanted("w", wait=True, wait_seconds=15.0))))
+    thread.start()
+    until(lambda: eve.queue())
+    ada.release("all")
+    thread.join(15)
+    assert got[0].lease.state == "prepared"
+    with pytest.raises(ClaimRefused, match="position 1"):
+        eve.claim(wanted("x", count=8, wait=True, wait_seconds=0.1))
+    assert [one.claim.id for one in eve.queue()] == ["x"], "it keeps its place"
+
+
+def test_a_stream_begun_anywhere_tells_everything_once_and_in_order(world):
+    ada, eve = world.client("ada"), world.client("eve")
+    seen: dict[int, list] = {0: [], 5: [], 11: []}
+    threads = [threading.Thread(target=lambda since=since: _collect(world, ada, since, seen[since])) for since in seen]
+    for i in range(4):
+        ada.claim("gpu", id=f"a{i}")
+        eve.claim("gpu", id=f"e{i}")
+    for thread in threads:
+        thread.start()
+    for i in range(30):
+        (ada, eve)[i % 2].release(f"{'ae'[i % 2]}{i % 4 // 2}")
+        (ada, eve)[i % 2].claim("gpu", id=f"{'ae'[i % 2]}-{i}").release()
+    ada.claim("gpu", id="last")
+    for thread in threads:
+        thread.join(20)
+    mine = [event for tenant, event in world.broker.history if tenant == "ada"]
+    until(lambda: mine[-1].subject == "last")
+    for since, events in seen.items():
+        expected = [event for event in mine if event.revision > since]
+        last = next(i for i, event in enumerate(expected) if event.subject == "last")
+        assert events == expected[: last + 1]
+
+
+def _collect(world, client, since, events):
+    for event in client.watch(since, Deadline.after(20)):
+        events.append(event)
+        if event.subject == "last":
+            return
+
+
+def test_a_cursor_that_is_not_kept_any_more_is_answered_with_the_oldest_that_is(world):
+    client = world.client()
+    for i in range(6):
+        client.claim("gpu", id=f"a{i}")
+    world.broker.oldest = 4
+    for ask in (lambda: list(client.events(1)), lambda: list(client.watch(1, Deadline.after(5)))):
+        with pytest.raises(Compacted) as caught:
+            ask()
+        assert caught.value.oldest == 4
+    assert world.http().get("/v1/events?since=3").status_code == 410
+    assert next(client.events(4)).revision == 5
+
+
+def test_last_event_id_wins_and_silence_is_broken_by_comments(world):
+    world.service.app.streams._keep_alive = 0.1
+    client = world.client()
+    client.claim("gpu", id="a")
+    headers = {"last-event-id": "1"}
+    with world.http().stream("GET", "/v1/events/stream?since=0&seconds=5", headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        said = ""
+        for chunk in answer.iter_text():
+            said += chunk
+            if ": keep-alive" in said:
+                break
+    events = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: ")]
+    assert [event["revision"] for event in events] == [2]
+
+
+def test_a_stream_ends_by_itself_and_with_the_server(tmp_path):
+    with Client(tmp_path / "hal.sock") as client:
+        with World(tmp_path) as world:
+            assert list(client.watch(0, Deadline.after(0.2))) == []
+            seen: list[object] = []
+            thread = threading.Thread(target=lambda: seen.extend(client.watch(0, Deadline.after(2))))
+            thread.start()
+            until(lambda: len(world.service.app.streams))
+        thread.join(15)
+        assert seen == []
+
+
+# --- sockets and set-up
+
+
+def test_a_dead_servers_socket_is_replaced_and_a_living_ones_is_not(tmp_path):
+    path = tmp_path / "hal.sock"
+    listen_unix(path).close()
+    assert path.is_socket()
+    with World(tmp_path) as world:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        with pytest.raises(BrokerError, match="already"):
+            listen_unix(path)
+        assert world.client().status()
+    assert not path.exists(), "and is gone with its server"
+    path.write_text("precious")
+    with pytest.raises(BrokerError, match="no socket"):
+        listen_unix(path)
+    assert path.read_text() == "precious"
+
+
+def test_a_socket_may_lie_deeper_than_its_address_can_say(tmp_path):
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    broker = FakeBroker(tmp_path)
+    with served(broker, deep / "hal.sock"), Client(deep / "hal.sock") as client:
+        assert client.claim("gpu").devices
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('listen = "127.0.0.1:0"\n', "nobody could be told"),
+        ('listen = "0.0.0.0:0"\ntoken_key = "k"\n', "in the clear"),
+        ('listen = "example.org:1"\ntoken_key = "k"\n', "in the clear"),
+        ('listen = "localhost"\ntoken_key = "k"\n', "no address"),
+        ('listen = "0.0.0.0:1"\n[tls]\ncertificate = "c"\nkey = "k"\n', "knows nobody"),
+        ('[users]\nada = "physics//ada"\n', "tenant of ada"),
+        ("[limits]\nmost_body_bytes = 0\n", "most_body_bytes"),
+        ("sockett = 1\n", "allowed are"),
+        ("[", "serve.toml"),
+    ],
+)
+def test_a_set_up_that_is_not_safe_or_makes_no_sense_is_refused(tmp_path, text, said):
+    (tmp_path / "serve.toml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_config(tmp_path / "serve.toml")
+
+
+def test_what_the_table_of_users_says_counts(tmp_path):
+    import pwd
+
+    me = pwd.getpwuid(os.getuid()).pw_name
+    broker = FakeBroker(tmp_path)
+    with served(broker, tmp_path / "s", Config(users={me: "physics/lattice"})), Client(tmp_path / "s") as client:
+        assert client.whoami().tenant == "physics/lattice"
+
+
+def test_a_token_is_shown_over_loopback_and_without_one_nobody_is_served(tmp_path):
+    world = World(tmp_path)
+    world.config = msgspec.structs.replace(world.config, listen="127.0.0.1:0")
+    with world:
+        address = world.service.addresses[1]
+        with Client(address, token=world.token("physics/ada")) as ada, Client(address) as anybody:
+            assert ada.claim("gpu", id="a").lease.tenant == "physics/ada"
+            assert ada.whoami().by == "token"
+            with pytest.raises(Unauthenticated):
+                anybody.list()
+
+
+def test_health_and_readiness_need_no_name_and_tell_nothing(world):
+    http = world.http()
+    assert http.get("/healthz").json() == {"status": "alive", "detail": ""}
+    assert http.get("/readyz").json()["status"] == "ready"
+    world.broker.maintain = lambda: 1 / 0
+    world.service.heart._maintain = world.broker.maintain
+    until(lambda: http.get("/readyz").status_code == 503)
+    assert "division" not in http.get("/readyz").text
+
+
+def test_asyncio_serves_many_at_once(world):
+    from hal.api import aio
+
+    async def main():
+        async with aio.Client(world.socket) as client:
+            answers = await asyncio.gather(*[client.submit([wanted(f"a{i}")]) for i in range(8)])
+            assert len({answer[0].lease.fence for answer in answers}) == 8
+            seen = [event async for event in client.watch(0, Deadline.after(0.3))]
+            assert {event.subject for event in seen} == {f"a{i}" for i in range(8)}
+            async with await client.get("a0") as held:
+                assert (await held.renew(120)).ttl_seconds == 120
+                assert held.devices
+            assert "a0" not in {lease.id for lease in await client.list()}
+            with pytest.raises(LeaseNotFound):
+                await client.renew("nobody")
+
+    asyncio.run(main())
