@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hal.broker.allocation.matching import Shortfall, lowest, match
-from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem, Rule
+from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem
 from hal.broker.allocation.solver_bundles import search
-from hal.broker.allocation.solver_rules import distinct, families, pairs, same, union_of
+from hal.broker.allocation.solver_rules import families, one_rule, union_of
 
 SMALL = 16
 """Where no request has more devices than this to choose from, the search is not given up."""
@@ -95,7 +95,8 @@ def _solve(
         # One matching answers for all parts at once.
         answer = _plain(problem, requests, found, pick)
         return answer or found
-    for part in _parts(problem, requests, rules, fated):
+    whole = not fated and any(len(problem.rules[number].requests) == len(requests) for number in rules)
+    for part in [Part(requests, rules)] if whole else _parts(problem, requests, rules, fated):
         conflict = _solve_part(problem, part, found, pick, budget)
         if conflict is not None:
             return conflict
@@ -126,7 +127,7 @@ def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget:
     if len(part.rules) == 1 and not part.fated:
         number = part.rules[0]
         rule = problem.rules[number]
-        answer = _one_rule(rule, local[number], masks, counts, pick)
+        answer = one_rule(rule.bond, rule.groups, local[number], masks, counts, pick)
         if isinstance(answer, int):
             wanted = counts[local[number][0]] if rule.bond is Bond.PAIRS else sum([counts[n] for n in local[number]])
             needed, available = (wanted, answer) if answer < wanted else (0, 0)
@@ -153,29 +154,6 @@ def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget:
     for at, rows in searched[1].items():
         found.tuples[part.rules[at]] = rows
     return None
-
-
-def _one_rule(
-    rule: Rule, concerned: Sequence[int], masks: list[int], counts: list[int], pick: Order
-) -> tuple[list[int], list[tuple[int, ...]] | None] | int | None:
-    """Answer for one rule without a search: the devices, the most that there is, or None if a search is needed."""
-    if not concerned:
-        return None
-    if rule.bond is Bond.SAME:
-        at = same(masks, counts, rule.groups, concerned, pick)
-        return at if isinstance(at, int) else (at[0], None)
-    if len(concerned) < len(masks):
-        return None
-    if rule.bond is Bond.DISTINCT:
-        apart = distinct(masks, counts, rule.groups, pick)
-        return apart if isinstance(apart, int) else (apart, None)
-    rows = pairs([masks[n] for n in concerned], counts[0], rule.groups, pick)
-    if rows is None or isinstance(rows, int):
-        return rows
-    chosen = [0] * len(masks)
-    for n, column in zip(concerned, zip(*rows, strict=True), strict=True):
-        chosen[n] = union_of(column)
-    return chosen, rows
 
 
 def _parts(problem: Problem, requests: list[int], rules: list[int], fated: bool) -> list[Part]:
@@ -225,26 +203,55 @@ def _smallest(problem: Problem, conflict: Conflict) -> Conflict:
         return answer if isinstance(answer, Conflict) else None
 
     if fated and (shorter := fails(requests, rules, False)) is not None:
-        fated, known = False, shorter
-        requests, rules = list(shorter.requests), list(shorter.rules)
-    for number in tuple(rules):
-        if number in rules and (shorter := fails(requests, [n for n in rules if n != number], fated)) is not None:
+        known = shorter
+        requests, rules, fated = list(shorter.requests), list(shorter.rules), False
+    kept_rules: list[int] = []
+    for rule in tuple(rules):
+        if rule not in rules:
+            continue
+        looks = _rule_looks(problem, requests, rules)
+        # What is asked like something that cannot be left out cannot be left out either.
+        if any(looks[rule] == looks[other] for other in kept_rules):
+            kept_rules.append(rule)
+            continue
+        shorter = fails(requests, [number for number in rules if number != rule], fated)
+        if shorter is None:
+            kept_rules.append(rule)
+        else:
             known = shorter
             requests, rules, fated = list(shorter.requests), list(shorter.rules), shorter.fate
-    alike: set[tuple[object, ...]] = set()
+    kept: list[int] = []
     for request in tuple(requests):
-        look = (
-            problem.masks[request],
-            problem.counts[request],
-            *[problem.rules[number].requests.count(request) for number in rules],
-        )
-        # What cannot be left out, of others that are asked alike cannot be left out either.
-        if request not in requests or look in alike or len(requests) == 1:
+        if request not in requests or len(requests) == 1:
+            continue
+        of = _rule_looks(problem, requests, rules)
+        look = _look(problem, request, rules, of)
+        if any(_look(problem, other, rules, of) == look for other in kept):
+            kept.append(request)
             continue
         shorter = fails([i for i in requests if i != request], rules, fated)
         if shorter is None:
-            alike.add(look)
+            kept.append(request)
         else:
             known = shorter
             requests, rules, fated = list(shorter.requests), list(shorter.rules), shorter.fate
     return Conflict(tuple(requests), tuple(rules), known.needed, known.available, fated)
+
+
+def _rule_looks(problem: Problem, requests: list[int], rules: list[int]) -> dict[int, object]:
+    """Return what rules have in common that can be exchanged, requests and all; its own number where there is none."""
+    members = {number: [i for i in problem.rules[number].requests if i in requests] for number in rules}
+    looks: dict[int, object] = {}
+    for number, mine in members.items():
+        if any(not set(mine).isdisjoint(theirs) for other, theirs in members.items() if other != number):
+            looks[number] = number
+        else:
+            rule = problem.rules[number]
+            asked = sorted([(problem.masks[i], problem.counts[i]) for i in mine])
+            looks[number] = (rule.bond, rule.groups, tuple(asked))
+    return looks
+
+
+def _look(problem: Problem, request: int, rules: list[int], looks: dict[int, object]) -> object:
+    bound = [looks[number] for number in rules if request in problem.rules[number].requests]
+    return problem.masks[request], problem.counts[request], bound

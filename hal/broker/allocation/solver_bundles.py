@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hal.broker.allocation.matching import Shortfall, match
 from hal.broker.allocation.problem import Bond, Budget, Order
-from hal.broker.allocation.solver_rules import families, fullest_first, split, union_of
+from hal.broker.allocation.solver_rules import families, fullest_first, one_rule, split, union_of
 from hal.broker.allocation.solver_search import Kind, Search
 
 Bound = tuple[Bond, tuple[int, ...], tuple[int, ...]]
@@ -60,7 +60,7 @@ def _alone(masks: Sequence[int], rules: Sequence[Bound]) -> list[int]:
     if len(same) < 2:
         return []
     found = []
-    joints = [group for _, groups, _ in rules for group in groups]
+    joints = {group for _, groups, _ in rules for group in groups}
     for number in same:
         _, groups, requests = rules[number]
         if any(set(requests) & set(other[2]) for at, other in enumerate(rules) if at != number):
@@ -73,9 +73,10 @@ def _alone(masks: Sequence[int], rules: Sequence[Bound]) -> list[int]:
 
 def _unlinked(same: Sequence[Bound], rules: Sequence[Bound], masks: Sequence[int]) -> bool:
     """Tell whether no chain of groups joins what one group of these rules does not hold."""
-    joints = [
-        group & union_of([masks[i] for i in requests]) for _, groups, requests in rules for group in groups if requests
-    ]
+    joints: set[int] = set()
+    for _, groups, requests in rules:
+        reach = union_of([masks[i] for i in requests])
+        joints.update([group & reach for group in groups if group & reach])
     blocks: list[int] = []
     for joint in joints:
         meeting = [block for block in blocks if block & joint]
@@ -131,6 +132,19 @@ class _Choice:
         return None
 
     def _placed(self, masks: list[int]) -> Answer | None:
+        if not self.fate:
+            # Rules of SAME are kept by now, but those that are bundles.
+            open_rules = [
+                number for number, rule in enumerate(self.rules) if rule[2] and rule[0] is not Bond.SAME
+            ] + list(self.alone)
+            if len(open_rules) == 1:
+                number = open_rules[0]
+                bond, groups, requests = self.rules[number]
+                answer = one_rule(bond, groups, requests, masks, self.counts, self.pick)
+                if isinstance(answer, int):
+                    return None
+                if answer is not None:
+                    return answer[0], {} if answer[1] is None else {number: answer[1]}
         bundles = _bundles(self.counts, self.rules, self.alone)
         apart = [number for number, rule in enumerate(self.rules) if rule[0] is Bond.DISTINCT and rule[2]]
         member = [tuple([number for number in apart if i in self.rules[number][2]]) for i in range(len(masks))]

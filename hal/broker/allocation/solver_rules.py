@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hal.broker.allocation.matching import Shortfall, match
-from hal.broker.allocation.problem import Order
+from hal.broker.allocation.problem import Bond, Order
 
 
 def union_of(masks: Sequence[int]) -> int:
@@ -48,6 +48,34 @@ def fullest_first(groups: Sequence[int], union: int, wanted: int, pick: Order) -
             first = pick(union & union_of(equal), 1)
             fitting.sort(key=lambda pair: (pair[0], not pair[1] & first))
     return [group for _, group in fitting]
+
+
+def one_rule(
+    bond: Bond,
+    groups: tuple[int, ...],
+    concerned: Sequence[int],
+    masks: Sequence[int],
+    counts: Sequence[int],
+    pick: Order,
+) -> tuple[list[int], list[tuple[int, ...]] | None] | int | None:
+    """Answer for one rule without a search: the devices, the most that there is, or None if a search is needed."""
+    if not concerned:
+        return None
+    if bond is Bond.SAME:
+        at = same(masks, counts, groups, concerned, pick)
+        return at if isinstance(at, int) else (at[0], None)
+    if len(concerned) < len(masks):
+        return None
+    if bond is Bond.DISTINCT:
+        apart = distinct(masks, counts, groups, pick)
+        return apart if isinstance(apart, int) else (apart, None)
+    rows = pairs([masks[n] for n in concerned], counts[concerned[0]], groups, pick)
+    if rows is None or isinstance(rows, int):
+        return rows
+    chosen = [0] * len(masks)
+    for n, column in zip(concerned, zip(*rows, strict=True), strict=True):
+        chosen[n] = union_of(column)
+    return chosen, rows
 
 
 def same(
@@ -135,8 +163,8 @@ def pairs(masks: Sequence[int], wanted: int, groups: Sequence[int], pick: Order)
         while len(tiers) <= height:
             tiers.append([])
         tiers[height].append((group, count))
-        for i, mask in enumerate(left):
-            left[i] ^= _lowest(mask & group, count)
+        if not flat:
+            left = [mask ^ _lowest(mask & group, count) for mask in left]
     if total < wanted:
         return total
     left = list(masks)
@@ -183,7 +211,7 @@ def used_up(tier: Sequence[tuple[int, int]], need: int, union: int, pick: Order)
 def _exactly(tier: Sequence[tuple[int, int]], need: int) -> list[tuple[int, int]] | None:
     """Return groups that hold exactly ``need`` together, large ones first; None if there are none."""
     # Read from the end: large ones first, and of equals the earlier.
-    ordered = sorted(tier[::-1], key=lambda pair: pair[1])
+    ordered = [tier[n] for n in sorted(range(len(tier)), key=lambda n: (tier[n][1], -n))]
     sums = [1]
     for _, count in ordered:
         sums.append((sums[-1] | sums[-1] << count) & ((2 << need) - 1))

@@ -17,8 +17,11 @@ from hal.broker.allocation.matching import Shortfall, match
 from hal.broker.allocation.problem import Budget, Order, OutOfBudget
 from hal.broker.allocation.solver_rules import split, union_of, used_up
 
-MOST_KINDS_BY_TREE = 3
-"""With more kinds of bundles than this, and no rule, shared fate is tried tree by tree instead of added up."""
+MOST_KINDS_ADDED = 3
+"""With more kinds of bundles than this, shared fate is tried tree by tree instead of added up by its trees."""
+
+MOST_LOOKS_TRIED = 3
+"""Trees of at most so many looks are tried one by one at once: those that look alike are tried together."""
 
 DEEPEST = 600
 """How many blocks may be used one after the other before the search is given up (Python's stack has an end)."""
@@ -62,6 +65,7 @@ class Search:
         self.budget = budget
         self._failed: set[tuple[Masks, Numbers]] = set()
         self._options: dict[object, list[Numbers]] = {}
+        self._alike_trees: bool | None = None
         self._slots = sum(len(kind.slots) for kind in kinds)
 
     def place(self, masks: Masks, left: Numbers) -> list[Placed] | None:
@@ -94,10 +98,8 @@ class Search:
             used = union_of(matched)
             if not any(bit & used and others & used for bit, others in clashes):
                 return self._taken(matched, left)
-        if any(wanted and not _enough(kind, masks, wanted) for kind, wanted in zip(self.kinds, left, strict=True)):
-            return None
         kinds = [number for number, wanted in enumerate(left) if wanted]
-        if clashes and len(kinds) > MOST_KINDS_BY_TREE:
+        if clashes and (len(kinds) > MOST_KINDS_ADDED or not (binds or apart) and self._look_alike(masks, clashes)):
             return self._tree_by_tree(masks, left, clashes, union_of(matched), bool(binds or apart))
         blocks = _blocks(masks, binds + apart, clashes)
         free = union & ~union_of(blocks)
@@ -120,6 +122,8 @@ class Search:
         ]
         if not crossing and not apart:
             return self._taken(matched, left)
+        if any(wanted and not _enough(kind, masks, wanted) for kind, wanted in zip(self.kinds, left, strict=True)):
+            return None
         return self._devices(masks, left, crossing, apart)
 
     def _taken(self, matched: list[int], left: Numbers) -> list[Placed]:
@@ -146,6 +150,13 @@ class Search:
                 placed.append(Placed(number, tuple(bundle)))
         return placed
 
+    def _look_alike(self, masks: Masks, clashes: list[tuple[int, int]]) -> bool:
+        if self._alike_trees is None:
+            partners = dict(clashes)
+            looks = {_look(bit, partners, masks) for bit, others in clashes if others & (others - 1)}
+            self._alike_trees = None not in looks and len(looks) <= MOST_LOOKS_TRIED
+        return self._alike_trees
+
     def _tree_by_tree(
         self, masks: Masks, left: Numbers, clashes: list[tuple[int, int]], used: int, ruled: bool
     ) -> list[Placed] | None:
@@ -169,35 +180,42 @@ class Search:
         """Add up the blocks where only one kind of bundle is left: each serves as many as it can."""
         wanted = left[kind]
         tier: list[tuple[int, int]] = []
-        by_block: dict[int, Masks] = {}
+        by_block: dict[int, tuple[Masks, list[Placed]]] = {}
         for part in parts:
-            most = self._most(part, [0] * len(left), kind, wanted)
+            most, found = self._most(part, [0] * len(left), kind, wanted)
             if most:
                 block = union_of(part)
-                by_block[block] = part
+                by_block[block] = part, found
                 tier.append((block, most))
         if sum([most for _, most in tier]) < wanted:
             return None
         placed: list[Placed] = []
+        holds = dict(tier)
         for block, number in used_up(tier, wanted, union_of(list(by_block)), self.pick):
-            numbers = tuple([number if other == kind else 0 for other in range(len(left))])
-            placed += self.place(by_block[block], numbers) or []
+            part, found = by_block[block]
+            if number < holds[block]:
+                found = self.place(part, tuple([number if other == kind else 0 for other in range(len(left))])) or []
+            placed += found
         return placed
 
-    def _most(self, part: Masks, numbers: list[int], kind: int, limit: int) -> int:
-        """Return how many bundles of a kind, ``limit`` at most, a block serves beside the other numbers."""
+    def _most(self, part: Masks, numbers: list[int], kind: int, limit: int) -> tuple[int, list[Placed]]:
+        """Return how many bundles of a kind, ``limit`` at most, a block serves beside the other numbers, and where."""
         shape = self.kinds[kind]
         bound = min([part[slot].bit_count() // per for slot, per in zip(shape.slots, shape.per, strict=True)])
         low, high = 0, min(bound, limit)
+        first = high
+        where: list[Placed] = []
         while low < high:
-            middle = (low + high + 1) // 2
+            # Mostly a block serves all that there is room for; only if not is halving needed.
+            middle = high if high == first else (low + high + 1) // 2
             numbers[kind] = middle
-            if self.place(part, tuple(numbers)) is not None:
-                low = middle
+            found = self.place(part, tuple(numbers))
+            if found is not None:
+                low, where = middle, found
             else:
                 high = middle - 1
         numbers[kind] = 0
-        return low
+        return low, where
 
     def _across(self, parts: list[Masks], left: Numbers) -> list[Placed] | None:
         """Add up the blocks: each with the most that it can serve, in every trade-off between the kinds."""
@@ -247,7 +265,7 @@ class Search:
 
         def extend(at: int) -> None:
             kind = kinds[at]
-            most = self._most(part, numbers, kind, limits[kind])
+            most, _ = self._most(part, numbers, kind, limits[kind])
             if at == len(kinds) - 1:
                 numbers[kind] = most
                 found.append(tuple(numbers))
