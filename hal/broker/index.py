@@ -125,6 +125,7 @@ class DeviceIndex:
         return others if alone is None else (alone, *others)
 
     def _take(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
+        self.settle()  # before anything is written down: a node that is built afresh would count it twice
         for device in devices:
             if device.uses or device.partition:
                 self.sharers.setdefault(device.id, {})[f"{lease}\n{device.slot}"] = device
@@ -133,6 +134,7 @@ class DeviceIndex:
         self._mark(devices, True)
 
     def _give(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
+        self.settle()
         for device in devices:
             if device.uses or device.partition:
                 others = self.sharers[device.id]
@@ -145,8 +147,6 @@ class DeviceIndex:
         self.openings += 1
 
     def _mark(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
-        if self._dirty:
-            self.settle()
         by_name, known = self._by_name, self.devices
         last: Node | None = None
         batch: list[AllocatedDevice] = []
