@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOOSE = Gang()
 """What a claim of several replicas gets that says nothing of its gang; machines without a rack may be used, then."""
+MOST_MIXED = 256
+"""On how many nodes a cheaper mix of alternatives is looked for where all replicas can take the same."""
 ENOUGH = 1024
 """More replicas than these are never counted on one node."""
 
@@ -236,8 +238,6 @@ def place_gang(state: State, claim: Claim, view: View, scope: Scope, replicas: i
     best: tuple[int, float, Place] | None = None
     refusal: Refusal | None = None
     unknown = False
-    from hal.broker.allocation.mixed import place_mixed
-
     for tried, known in enumerate(view.readings()):
         if tried >= 64:
             unknown = True
@@ -261,11 +261,13 @@ def place_gang(state: State, claim: Claim, view: View, scope: Scope, replicas: i
             )
             rules = tuple(rule for _, rule in known.plain.rules)
             refusal = Refusal(cause, known.plain.requests, rules, tried + 1)
-    if view.several:
-        found = place_mixed(state, claim, view, scope, least, most, best[2] if best else None)
-        if found is not None:
-            return found
-        unknown = unknown or best is None
+    if view.several and (best is None or best[0] < most or len(state.nodes) <= MOST_MIXED):
+        from hal.broker.allocation.mixed import place_mixed
+
+        place, sure = place_mixed(state, claim, view, scope, least, most)
+        if place is not None and (best is None or (-place.replicas, place.cost) < (-best[0], best[1])):
+            return place
+        unknown = not sure
     if best is not None:
         return best[2]
     return None if unknown else refusal

@@ -196,9 +196,11 @@ class Look:
             if not isinstance(answer, Assignment):
                 return None
             found = answer
-        return self._solution(facts, situation, found.masks, in_order(self.plain, found))
+        return self.solution(situation, found.masks, in_order(self.plain, found))
 
-    def _solution(self, facts: Facts, situation: Situation, masks: tuple[int, ...], order: Positions) -> Solved:
+    def solution(self, situation: Situation, masks: tuple[int, ...], order: Positions) -> Solved:
+        """Return a choice in a situation with its score."""
+        facts = self.facts(situation)
         taken = 0
         for mask in masks:
             taken |= mask
@@ -296,7 +298,7 @@ class Look:
         for replica in range(replicas):
             masks = answer.masks[replica * each : (replica + 1) * each]
             own = Assignment(masks, (), answer.pairs[replica * pairs : (replica + 1) * pairs])
-            found.append(self._solution(facts, situation, masks, in_order(self.plain, own)))
+            found.append(self.solution(situation, masks, in_order(self.plain, own)))
         return found
 
     def choice(self, state: State, index: int, solved: Solved, replica: int = 0) -> Choice:

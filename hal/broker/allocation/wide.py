@@ -97,7 +97,6 @@ class Universe:
         whole = [i for i, request in enumerate(self.look.plain.requests) if request.count == "all"]
         if not whole:
             return solve(problem, lowest, budget, minimal=minimal)
-        conflict: Conflict | None = None
         for tried, chosen in enumerate(product(*[self._whole(i) for i in whole])):
             if tried >= MOST_WHOLE:
                 raise OutOfBudget
@@ -109,8 +108,8 @@ class Universe:
             )
             if isinstance(answer, Assignment):
                 return answer
-            conflict = answer
-        return conflict or Conflict(tuple(whole))
+        # A proof against each way to choose those nodes, but no smaller one against all of them is known.
+        return Conflict(tuple(range(len(problem.counts))), tuple(range(len(problem.rules))))
 
     def _whole(self, request: int) -> Iterator[int]:
         """Yield what each node that has them all free would give to a request for all."""
