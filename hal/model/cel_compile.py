@@ -285,19 +285,24 @@ class Compiler:
             self.refuse(
                 node, f"{codes[0].type} has no {name}()", f"it is of {' and '.join(sorted(function.receivers))}"
             )
-        self._check_literals(node, name, arguments, codes)
+        made = self._made_of_literals(node, name, arguments)
+        if made is not None:
+            return Code(ops.constant(made), function.result, node)
         return self._made(ops.call(function.call, [code.run for code in codes]), function.result, node, *codes)
 
-    def _check_literals(self, node: Node, name: str, arguments: list[Node], codes: list[Code]) -> None:
-        """What is written out wrongly is a mistake of the writer, and not of a device."""
-        written = [literal_text(argument) for argument in arguments]
+    def _made_of_literals(self, node: Node, name: str, arguments: list[Node]) -> object:
+        """Return a quantity or a version that is written out; wrongly written is the writer's mistake, no device's."""
         try:
-            if name in ("quantity", "semver") and written[0] is not None:
-                GLOBALS[name].call(None, written[0], *([True] if len(written) > 1 else []))
-            elif name in ("matches", "find", "findAll") and written[1] is not None:
-                pattern(written[1])
+            if name in ("quantity", "semver") and len(arguments) == 1:
+                text = literal_text(arguments[0])
+                return None if text is None else GLOBALS[name].call(None, text)
+            if name in ("matches", "find", "findAll"):
+                expression = literal_text(arguments[1])
+                if expression is not None:
+                    pattern(expression)
         except Fault as fault:
             self.refuse(node, str(fault), {"quantity": 'as in quantity("10Gi")'}.get(name))
+        return None
 
     def _has(self, node: Node, arguments: list[Node], depth: int) -> Code:
         inner = plain(arguments[0]) if len(arguments) == 1 else None

@@ -113,7 +113,8 @@ _DRANET: Table = {
 }
 _KUBERNETES: Table = {"pcieRoot": _pci_root, "pciBusID": _pci, "numaNode": _numa}
 _KNOWN: Mapping[str, Table] = {NVIDIA: _NVIDIA, AMD: _AMD, DRANET: _DRANET}
-_CAPACITIES = {"memory_bytes": "memory", "size_bytes": "size"}
+CAPACITIES = {"memory_bytes": "memory", "size_bytes": "size"}
+"""Ours, and what DRA calls them."""
 _COUNTED = ("multiprocessors",)
 
 
@@ -165,7 +166,7 @@ def _capacity(device: Device, domain: str, name: str) -> Quantity | None:
         return None
     amount: object = device.capacity.get(name)
     if amount is None:
-        amount = next((device.capacity.get(ours) for ours, theirs in _CAPACITIES.items() if theirs == name), None)
+        amount = next((device.capacity.get(ours) for ours, theirs in CAPACITIES.items() if theirs == name), None)
     if amount is None and name in _COUNTED:
         amount = device.value(name)
     return Quantity(amount) if isinstance(amount, int) and not isinstance(amount, bool) else None
@@ -181,7 +182,7 @@ def _members(device: Device, section: str, domain: str) -> dict[str, object]:
             names = [*COMMON, *device.attributes, *_KNOWN.get(domain, ())]
         found = {name: _attribute(device, domain, name) for name in names}
     elif domain in (EVERY, domain_of(device)):
-        theirs = [_CAPACITIES[name] for name in device.capacity if name in _CAPACITIES]
+        theirs = [CAPACITIES[name] for name in device.capacity if name in CAPACITIES]
         found = {name: _capacity(device, domain, name) for name in (*device.capacity, *theirs, *_COUNTED)}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -189,3 +190,9 @@ def _members(device: Device, section: str, domain: str) -> dict[str, object]:
 def _domains(device: Device, section: str) -> Domains:
     domains = (domain_of(device), EVERY, *([KUBERNETES] if section == "attributes" else []))
     return Domains({domain: members for domain in domains if (members := _members(device, section, domain))})
+
+
+def qualified(name: str) -> Callable[[Device], object]:
+    """Return the reader of an attribute as DRA's constraints name it: ``resource.kubernetes.io/pcieRoot``."""
+    domain, _, attribute = name.partition("/")
+    return reader(("attributes", domain, attribute))

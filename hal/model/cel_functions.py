@@ -135,7 +135,7 @@ def _compare(meter: Meter, one: Any, other: Any) -> int:
     raise no_overload("compareTo", one, other)
 
 
-def _amount(name: str, value: Any) -> Fraction:
+def _amount(name: str, value: Any) -> Fraction | int:
     if not isinstance(value, Quantity):
         raise no_overload(name, value)
     return value.amount
@@ -150,7 +150,7 @@ def _as_integer(meter: Meter, value: Any) -> int:
 
 def _plus(sign: int, name: str) -> Call:
     def add(meter: Meter, one: Any, other: Any) -> Quantity:
-        more = Fraction(other) if isinstance(other, int) and not isinstance(other, bool) else _amount(name, other)
+        more = other if isinstance(other, int) and not isinstance(other, bool) else _amount(name, other)
         return Quantity(_amount(name, one) + sign * more)
 
     return add

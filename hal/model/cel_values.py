@@ -52,7 +52,8 @@ class Quantity:
     __slots__ = ("amount",)
 
     def __init__(self, amount: Fraction | int) -> None:
-        self.amount: Final = Fraction(amount)
+        # A whole number where it is one: hashing a fraction takes microseconds, and this is part of keys.
+        self.amount: Final[Fraction | int] = amount.numerator if amount.denominator == 1 else amount
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Quantity) and self.amount == other.amount
