@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from hal.drivers.contract import Driver
 from hal.drivers.guarded import Call, describe
@@ -12,20 +12,23 @@ from hal.interfaces.deadline import Deadline
 from hal.model.lease import AllocatedDevice
 
 T = TypeVar("T")
+Begin = Callable[[Callable[[], Any], str], Call[Any]]
+"""How a call of a driver is begun: in a thread of its own, or as a simulation wants it."""
 
 
 class DriverCalls:
     """Calls drivers with a deadline, each call under a guard. A device with a call that never came back is left alone.
 
     ``patience_seconds`` is how much longer than the driver's own deadline is waited, so that a driver that keeps it
-    can say what happened. Who calls sees to it that there is one call at a time for a device.
+    can say what happened. ``begin`` starts a call. Who calls sees to it that there is one call at a time for a device.
     """
 
-    def __init__(self, drivers: Mapping[str, Driver], deadline_seconds: float) -> None:
+    def __init__(self, drivers: Mapping[str, Driver], deadline_seconds: float, begin: Begin = Call) -> None:
         self.drivers = drivers
         self.deadline_seconds = deadline_seconds
+        self.begin = begin
         self.patience_seconds = 1.0
-        self._pending: dict[str, Call[object]] = {}
+        self._pending: dict[str, Call[Any]] = {}
 
     def deadline(self) -> Deadline:
         """Return the deadline of a call that begins now."""
@@ -52,8 +55,8 @@ class DriverCalls:
                 hint="hal repair, or wait for it",
             )
         deadline = self.deadline()
-        call = Call(lambda: work(driver, deadline), f"{step}-{device.id}")
-        self._pending[device.id] = call  # type: ignore[assignment]
+        call = self.begin(lambda: work(driver, deadline), f"{step}-{device.id}")
+        self._pending[device.id] = call
         if not call.join(Deadline.after(self.deadline_seconds + self.patience_seconds)):
             raise DeadlineExceeded(
                 "the driver did not return; the outcome is unknown",
@@ -68,4 +71,4 @@ class DriverCalls:
             raise DeviceError(
                 describe(call.error), device=device.id, during=step, hint="report it to the plugin"
             ) from call.error
-        return call.value  # type: ignore[return-value]
+        return cast(T, call.value)

@@ -26,7 +26,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from hal.agent import partition
-from hal.agent.calling import DriverCalls
+from hal.agent.calling import Begin, DriverCalls
 from hal.agent.ordering import Turns
 from hal.agent.sampling import Sampling
 from hal.broker import command as c
@@ -35,6 +35,7 @@ from hal.broker.ledger import Ledger
 from hal.broker.lifecycle import LIVE
 from hal.drivers.contract import Driver, Grant
 from hal.drivers.guard import FOREVER_NS, GuardPages
+from hal.drivers.guarded import Call
 from hal.errors import DeviceError, HalError, LeaseEnded, StaleFence
 from hal.interfaces.deadline import Deadline
 from hal.model.device import Device
@@ -58,11 +59,16 @@ class Agent:
     """
 
     def __init__(
-        self, ledger: Ledger, drivers: Mapping[str, Driver], pages: GuardPages, deadline_seconds: float = 10.0
+        self,
+        ledger: Ledger,
+        drivers: Mapping[str, Driver],
+        pages: GuardPages,
+        deadline_seconds: float = 10.0,
+        begin: Begin = Call,
     ) -> None:
         self.ledger = ledger
         self.pages = pages
-        self.calls = DriverCalls(drivers, deadline_seconds)
+        self.calls = DriverCalls(drivers, deadline_seconds, begin)
         self.sampling = Sampling(ledger, self.calls)
         self._turns = Turns()
         self._writing = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import msgspec
 
@@ -12,7 +13,7 @@ from hal.broker.core import AGENT
 from hal.broker.ledger import Ledger
 from hal.broker.record import checked
 from hal.drivers.contract import Driver
-from hal.drivers.guarded import Call, describe
+from hal.drivers.guarded import describe
 from hal.interfaces.deadline import Deadline
 from hal.model.device import Device
 from hal.model.health import Condition, Severity, Status
@@ -54,11 +55,11 @@ class Sampling:
     def look(self, driver: Driver, device_ids: list[str]) -> list[Condition]:
         """Ask a driver how devices are now; no answer is a condition of status unknown."""
         deadline = self.calls.deadline()
-        call = Call(lambda: _conditions(driver, device_ids, deadline), f"sample-{driver.name}")
+        call = self.calls.begin(lambda: _conditions(driver, device_ids, deadline), f"sample-{driver.name}")
         # A monitored driver is killed at its deadline, and says so a moment later.
         patience = Deadline.after(self.calls.deadline_seconds + min(0.25, self.calls.deadline_seconds * 0.1))
         if call.join(patience) and call.value is not None:
-            return call.value
+            return cast(list[Condition], call.value)
         detail = describe(call.error) if call.error is not None else "no answer in time"
         if len(device_ids) > 1:  # one broken device must not speak for the others
             return [found for device_id in device_ids for found in self.look(driver, [device_id])]

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hal.agent.calling import Begin
 from hal.agent.clock import SteadyClock, read_boot_id
 from hal.agent.prepare import Agent
 from hal.agent.repair import RESET_SECONDS, Repair, repair
@@ -29,6 +30,7 @@ from hal.broker.snapshot import Cordon
 from hal.broker.state import State
 from hal.drivers.contract import Driver, Problem
 from hal.drivers.guard import GuardPages
+from hal.drivers.guarded import Call
 from hal.errors import BrokerError, LeaseNotFound, UsageError
 from hal.interfaces.deadline import Deadline
 from hal.model.claim import Claim
@@ -55,9 +57,10 @@ class LocalBroker:
     """Grants, prepares, renews and takes back leases of the devices that ``drivers`` drive.
 
     ``observe`` returns all devices as they are now; ``clock`` and ``boot_id`` are the machine's own unless given.
-    ``prepares=False`` is for devices that other nodes' agents prepare: leases stay bound here. Thread-safe. Opening one
-    brings journal and devices into agreement; every verb first takes back what has expired. Closing leaves the leases
-    as they are: they end when released or expired, under whichever broker comes next.
+    ``begin`` starts a call of a driver (in a thread, unless a simulation says otherwise). ``prepares=False`` is for
+    devices that other nodes' agents prepare: leases stay bound here. Thread-safe. Opening one brings journal and devices
+    into agreement; every verb first takes back what has expired. Closing leaves the leases as they are: they end when
+    released or expired, under whichever broker comes next.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LocalBroker:
         boot_id: str | None = None,
         deadline_seconds: float = 10.0,
         prepares: bool = True,
+        begin: Begin = Call,
     ) -> None:
         self.drivers = drivers
         self.observe = observe
@@ -92,7 +96,7 @@ class LocalBroker:
                 for device in lease.devices:
                     pages.revoke(lease.slot_of(device), lease.fence_of(device))
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
-        self.agent = Agent(self.ledger, drivers, pages, deadline_seconds)
+        self.agent = Agent(self.ledger, drivers, pages, deadline_seconds, begin)
         self._granting = Granting(self.ledger, self.agent, self.refresh_if_possible, prepares=prepares)
         self._names: tuple[int, frozenset[str]] = (-1, frozenset())
         if prepares:
