@@ -30,6 +30,7 @@ from hal.interfaces.deadline import Deadline
 
 FILE = "journal.sqlite"
 FULL = "make room on this disk; nothing was written, and nothing acknowledged was lost"
+LEAN_PAGES = 16
 RECENT = 1024
 """How many of the last records are kept as they were read back, for those who follow close behind."""
 Work = Callable[[sqlite3.Connection], object]
@@ -50,6 +51,7 @@ class JournalFile:
         self._connection: sqlite3.Connection | None = None
         self._closed = False
         self._doubt = False
+        self._lean = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -98,6 +100,7 @@ class JournalFile:
         if connection is not None:
             self.guard("reopen", connection.close)
         fresh = self._connection = self.guard("reopen", lambda: schema.connect(self.path))
+        self._lean = False
         self._with_room(0, lambda: self.guard("reopen", partial(schema.settle, fresh)))
         self.guard("reopen", self.look)
         self._doubt = False
@@ -146,26 +149,43 @@ class JournalFile:
         self._doubt = False
 
     def _with_room(self, floor: int, work: Callable[[], None]) -> None:
-        """Do it; on a full disk use the log again from its start, and then the reserve down to ``floor``."""
+        """Do it; on a full disk write the log over from its start, and then use the reserve down to ``floor``."""
         try:
             work()
             return
         except JournalFull:
             if floor >= BYTES:
                 raise
-        while True:
-            given = self.reserve.give(floor)
-            if self._connection is not None:
-                try:
-                    self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
-                except sqlite3.Error:
-                    pass  # it needs room as well; the work itself tells whether there was enough
+        self._write_lean(True)
+        given = True
+        while given:
+            self._empty_log()
             try:
                 work()
                 return
             except JournalFull:
-                if not given:
-                    raise
+                given = self.reserve.give(floor)
+        raise JournalFull("the reserve is used up", device=str(self.path), during="append", hint=FULL)
+
+    def has_room(self) -> bool:
+        """Make the reserve whole again, if there is room for it; False if there is none."""
+        if not self.reserve.restore():
+            return False
+        self._write_lean(False)
+        return True
+
+    def _write_lean(self, lean: bool) -> None:
+        """On a full disk keep the log short, or it takes what was given up and leaves nothing to the file itself."""
+        if self._connection is not None and lean != self._lean:
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={LEAN_PAGES if lean else schema.CHECKPOINT_PAGES}")
+            self._lean = lean
+
+    def _empty_log(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            except sqlite3.Error:
+                pass  # it needs room as well; the work itself tells whether there was enough
 
     def close(self) -> None:
         """Let go of the file and the lock."""

@@ -95,7 +95,7 @@ class SqliteStore:
             return _ALL
         if NEW.isdisjoint(tags):
             return _HALF
-        if not self._file.reserve.restore():
+        if not self._file.has_room():
             raise JournalFull(
                 "the disk is full, and what is left is kept for ending leases",
                 device=str(self._file.path),
