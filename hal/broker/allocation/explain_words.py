@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hal.broker.allocation.choice import Cause, GangShort, NoNode, Refusal
 from hal.broker.allocation.explain_conflict import Core
-from hal.broker.allocation.explain_sight import sight_of
+from hal.broker.allocation.explain_reasons import why_not, why_unmatched
+from hal.broker.allocation.explain_sight import Sight, sight_of
 from hal.broker.allocation.problem import Conflict
 from hal.broker.allocation.view import View, view_of
 from hal.broker.state import State
@@ -20,7 +22,9 @@ _PLACES = {
     Locality.LINK_DOMAIN.value: "link domain",
 }
 MOST_SITUATIONS = 64
-"""In how many situations of nodes the fullest place is looked for, to say in a refusal how much it offers."""
+"""Among how many machines the fullest place is looked for, to say in a refusal how much it offers."""
+MOST_COUNTED = 256
+"""Among how many devices each one's reason is counted in a refusal; of more only how many fit and are free."""
 
 
 def refusal_words(state: State, claim: Claim, refusal: Refusal) -> str:
@@ -57,21 +61,52 @@ def _short(state: State, requests: Sequence[Request], who: Sequence[str], cause:
     devices = "device is" if cause.available == 1 else "devices are"
     text = f"{joined(who)} need{'' if several else 's'} {cause.needed}, but {cause.available} {devices} free for "
     text += "them together" if several else "it"
+    kinds = {request.kind for request in requests}
+    if len(state.devices) <= MOST_COUNTED:
+        if not any(device.kind in kinds for device in state.devices.values()):
+            return f"{text} (there is none in the inventory)"
+        tally = _tally(state, requests[0])
+        return f"{text} ({'; '.join(f'{count} {why}' for why, count in tally.most_common(6))})" if tally else text
     sights = [sight_of(state, request) for request in requests]
     if not any(sight.there for sight in sights):
         return f"{text} (there is none in the inventory)"
-    tallies = dict.fromkeys(
-        _tally(who[i] if several else "", sight.there, sight.matching, sight.free) for i, sight in enumerate(sights)
-    )
-    return f"{text} ({'; '.join(tally for tally in tallies if tally)})" if any(tallies) else text
+    rough = [_rough(who[i] if several else "", sight) for i, sight in enumerate(sights)]
+    return f"{text} ({'; '.join(each for each in rough if each)})" if any(rough) else text
 
 
-def _tally(who: str, there: int, matching: int, free: int) -> str:
+def _tally(state: State, request: Request) -> Counter[str]:
+    """Count what keeps the devices of the kind from a request, without names of leases."""
+    tally: Counter[str] = Counter()
+    for device in state.devices.values():
+        reason = why_not(state, request, device) if device.kind is request.kind else None
+        if reason is None:
+            continue
+        for beginning, short in _SHORT.items():
+            if reason.startswith(beginning):
+                reason = short
+        if request.where and reason.startswith(request.where):
+            reason = "not selected"
+        elif why_unmatched(request, device) == reason:
+            reason = "not large enough" if reason.startswith("it has") else "not selected"
+        tally[reason.partition(", which is")[0]] += 1
+    return tally
+
+
+_SHORT = {
+    "held in part": "held in part",
+    "held by": "held",
+    "shared by": "shared",
+    "kept for": "kept for others",
+    "fenced": "fenced",
+}
+
+
+def _rough(who: str, sight: Sight) -> str:
     parts = []
-    if there > matching:
-        parts.append(f"{there - matching} of {there} not selected")
-    if matching > free:
-        parts.append(f"{matching - free} of {matching} that fit are held, kept or unfit")
+    if sight.there > sight.matching:
+        parts.append(f"{sight.there - sight.matching} of {sight.there} not selected")
+    if sight.matching > sight.free:
+        parts.append(f"{sight.matching - sight.free} of {sight.matching} that fit are held, kept or unfit")
     return f"{who}: {', '.join(parts)}" if parts and who else ", ".join(parts)
 
 
@@ -107,7 +142,7 @@ def _no_node(state: State, claim: Claim, cause: NoNode, names: Sequence[str]) ->
     if best == 0:
         return f"no {place} is known for any free device that fits {joined(names)}, so same {place} cannot be shown"
     if best >= wanted:
-        return f"{text}: the fullest offers {best} devices, but not so many of each, or other rules are in the way"
+        return f"{text}: the fullest offers {best} devices, but not so many of each, or they share their fate"
     return f"{text}: {wanted} devices together, the fullest offers {best}"
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hal.model.device import Device
+
 MEDIA = "+me"
 """The suffix of profiles that take the media engines (NVIDIA's MIG user guide)."""
 
@@ -157,3 +159,21 @@ def best_placement(lines: object, parts: Iterable[str], profile: str) -> int | N
         return None
     table = table_of(lines)
     return table.choose(profile, taken_by(table, parts)) if table is not None else None
+
+
+def placements_of(device: Device) -> dict[str, tuple[int, ...]]:
+    """Return where a part of each profile may start on a device; empty if it tells no placements."""
+    table = _told(device)
+    return {profile.name: profile.starts for profile in table.profiles} if table is not None else {}
+
+
+def fits_beside(device: Device, part: str, parts: Iterable[str]) -> bool:
+    """Return whether a part (``profile@start``) shares no slice with others on a device."""
+    table = _told(device)
+    return table is not None and not taken_by(table, (part,)) & taken_by(table, parts)
+
+
+def _told(device: Device) -> PartitionTable | None:
+    lines = device.value("partition_placements")
+    texts = isinstance(lines, tuple) and all(isinstance(line, str) for line in lines)
+    return table_of(lines) if texts else None

@@ -21,14 +21,15 @@ def verify(world: World, claim: Claim, given: Sequence[AllocatedDevice]) -> floa
     if not claim.replicas <= len(numbers) <= most:
         raise Wrong(f"{len(numbers)} replicas")
     everything = [(found, take_of(world, found, world.number[found.id])) for found in given]
+    for found, take in everything:
+        if not is_free(world, take):
+            raise Wrong(f"{found.slot} is not free")
     for (a, one), (b, other) in combinations(everything, 2):
         if one.device == other.device:
             raise Wrong(f"{a.id} twice")
         if not is_free(world, one, (other,)):
             raise Wrong(f"{a.slot} and {b.slot} cannot be given together")
-    for i, (found, take) in enumerate(everything):
-        if not is_free(world, take, [other for _, other in everything[:i]]):
-            raise Wrong(f"{found.slot} is not free")
+    for found, _ in everything:
         device = world.by_id[found.id]
         if (device.name, device.location.node, device.kind) != (found.name, found.node, found.kind):
             raise Wrong(f"{found.id} is described as another")
