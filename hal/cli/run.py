@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -40,11 +41,24 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``hal run`` takes beside the words of a claim. The command itself is parted off before (:func:`split`)
-    and given as ``command``.
+    """Add what ``hal run`` takes: the words of a claim, and how the command is run. What follows ``--`` becomes
+    ``command``, untouched.
     """
-    parser.add_argument("--claim", dest="file", type=Path, metavar="FILE", help="a whole claim in TOML or JSON")
-    parser.add_argument("--queue", action="store_true", help="wait in the queue until there is room, and say so")
+    from hal.cli.options import _claim
+
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
+        # argparse loses where "--" stood when positional words come before it.
+        words, command = split(sys.argv[1:] if args is None else args)
+        found, left = parse(words, namespace)
+        found.command = command
+        return found, left
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    parser.usage = "hal run [options] KIND[:COUNT]... -- COMMAND..."
+    _claim(parser)
+    parser.add_argument("--claim", dest="file", type=Path, metavar="FILE", help="the same as --file")
     parser.add_argument("--requeue", action="store_true", help="if the devices are taken back, claim and start again")
     parser.add_argument(
         "--numa",
@@ -68,8 +82,6 @@ def do_run(options: argparse.Namespace) -> int:
     if not options.command:
         raise UsageError("there is no command", during="run", hint="hal run gpu:4 -- python train.py")
     claim = claim_of(options)
-    if options.queue:
-        claim = msgspec.structs.replace(claim, wait=True)
     line = line_of(options)
     restarts = 0
     while True:

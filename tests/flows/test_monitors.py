@@ -14,7 +14,7 @@ from hal.api.local import LocalBroker
 from hal.broker.journal.memory import MemoryStore
 from hal.drivers.contract import Driver
 from hal.drivers.monitor import MonitoredDriver
-from hal.errors import ClaimRefused, NotReady
+from hal.errors import NotReady
 from hal.interfaces.deadline import Deadline
 
 pytestmark = pytest.mark.hal_machine("dgx-h100", clock="real")
@@ -49,7 +49,7 @@ def test_a_survey_through_monitors_sees_what_a_survey_sees(monitors):
     assert [driver.process.pid for driver in monitors.drivers.values()] == pids, "one process per driver, kept"
 
 
-def test_a_broker_works_through_monitors_while_one_driver_crashes_and_another_hangs(monitors, tmp_path, hal_fault):
+def test_a_broker_works_through_monitors_while_one_driver_crashes_and_another_hangs(monitors, tmp_path):
     devices = survey(deadline_seconds=20, through=monitors.through).inventory.devices
     drivers = dict(monitors.drivers)
     with LocalBroker(drivers, MemoryStore(), tmp_path / "r", observe=lambda: devices, deadline_seconds=1.0) as broker:
@@ -59,8 +59,7 @@ def test_a_broker_works_through_monitors_while_one_driver_crashes_and_another_ha
         gpus, nics = monitors.drivers["mock-gpu"], monitors.drivers["mock-rnic"]
         os.kill(gpus.process.pid, signal.SIGSEGV)
         os.kill(nics.process.pid, signal.SIGSTOP)
-        with pytest.raises(ClaimRefused):
-            broker.claim("rnic", count=8)
+        assert broker.claim("rnic", count=8).lease.devices, "the one that hung was killed, and others were taken"
         assert broker.claim("gpu", count=6).lease.devices
         assert broker.claim("dpu").lease.devices
         nics.sample([d.id for d in devices if d.driver == nics.name], Deadline.after(10))
