@@ -1,4 +1,4 @@
-"""The claims of one tenant, waiting in line, and what its leases use; and leaves that wait for the same, together."""
+"""The claims of one tenant, waiting in line, and what its leases use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hal.broker.fair.limits import covers, exceeded
 
 if TYPE_CHECKING:
-    from hal.broker.fair.node import Node, World
+    from hal.broker.fair.node import Entry, Node, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Leaf:
     child of its own tenant, with the name ``""`` and the weight 1.
     """
 
-    __slots__ = ("bucket", "busy", "counted", "lines", "mask", "node", "scaled", "stamp", "use", "waiting")
+    __slots__ = ("busy", "entry", "lines", "mask", "node", "use", "waiting")
 
     def __init__(self, node: Node, resources: int) -> None:
         self.node = node
@@ -39,10 +39,7 @@ class Leaf:
         self.busy = False
         self.lines: dict[int, list[tuple[float, int, str]]] = {}
         self.mask = 0
-        self.bucket: Bucket | None = None
-        self.counted: list[int] = []
-        self.scaled: list[int] = []
-        self.stamp = 0
+        self.entry: Entry | None = None
 
     @property
     def alone(self) -> bool:
@@ -102,49 +99,3 @@ class Leaf:
             if covers(node.guarantee, self.use, amounts):
                 covered |= 1 << bit
         return admitted, covered
-
-
-class Bucket:
-    """Sibling leaves that wait for the same shapes: they are blocked or not together.
-
-    ``scaled`` is the sum of their consumption, each rescaled to a weighted dominant share of one; ``use`` the sum of
-    what they use; on top of the heap is the leaf with the lowest weighted dominant share.
-    """
-
-    __slots__ = ("covered", "heap", "leaves", "mask", "scaled", "use")
-
-    def __init__(self, mask: int, covered: int, resources: int) -> None:
-        self.mask = mask
-        self.covered = covered
-        self.leaves = 0
-        self.use = [0] * resources
-        self.scaled = [0] * resources
-        self.heap: list[tuple[int, str, int, Leaf]] = []
-
-    def add(self, leaf: Leaf, key: int) -> None:
-        """Take a leaf in; ``key`` is its weighted dominant share, times what makes those of its siblings integers."""
-        self.leaves += 1
-        leaf.counted = leaf.use.copy()
-        self.use = [a + b for a, b in zip(self.use, leaf.use, strict=True)]
-        self.scaled = [a + b for a, b in zip(self.scaled, leaf.scaled, strict=True)]
-        heappush(self.heap, (key, leaf.name, leaf.stamp, leaf))
-        leaf.bucket = self
-
-    def remove(self, leaf: Leaf) -> None:
-        """Let a leaf go, and with it what it used when it came."""
-        self.leaves -= 1
-        self.use = [a - b for a, b in zip(self.use, leaf.counted, strict=True)]
-        self.scaled = [a - b for a, b in zip(self.scaled, leaf.scaled, strict=True)]
-        leaf.bucket = None
-        if len(self.heap) > 2 * self.leaves + 16:
-            self.heap = [entry for entry in self.heap if self._lives(entry)]
-            heapify(self.heap)
-
-    def _lives(self, entry: tuple[int, str, int, Leaf]) -> bool:
-        return entry[3].bucket is self and entry[3].stamp == entry[2]
-
-    def head(self) -> tuple[int, str, int, Leaf]:
-        """Return the key, the name, the stamp and the leaf that is first."""
-        while not self._lives(self.heap[0]):
-            heappop(self.heap)
-        return self.heap[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Pairs = tuple[tuple[int, int], ...]
@@ -58,9 +58,9 @@ def covers(guarantee: Pairs, use: Sequence[int], asked: Pairs, *, held: bool = F
     return all(index in promised and use[index] + (0 if held else amount) <= promised[index] for index, amount in asked)
 
 
-def union(bits: Iterable[int]) -> int:
-    """Return the mask with these bits set."""
-    mask = 0
-    for bit in bits:
-        mask |= 1 << bit
-    return mask
+def bits_of(mask: int) -> Iterator[int]:
+    """Yield the numbers of the bits that are set, the lowest first."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

@@ -1,13 +1,18 @@
-"""The tree: what is used and waited for at and below each node, and which of its children have changed."""
+"""The tree of tenants: what each node uses, what it counts as using, and who of its children waits.
+
+The definition is in ``docs/explanation/fairness.md``; the names here are its names.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from math import lcm
 from typing import TYPE_CHECKING
 
-from hal.broker.fair.leaf import Bucket, Leaf
-from hal.broker.fair.limits import Pairs, covers, exceeded
+from hal.broker.fair.leaf import Leaf
+from hal.broker.fair.limits import Pairs, bits_of, exceeded
 from hal.broker.fair.shape import Shapes
 
 if TYPE_CHECKING:
@@ -17,8 +22,8 @@ if TYPE_CHECKING:
 QUANTUM = 1 << 64
 """Shares are counted in this fraction of a resource's total (the definition says where they are rounded)."""
 
-VIEWS = 64
-"""So many views are kept at each node: the sets of shapes it was last asked about."""
+Heap = list[tuple[int, str, int, "Leaf | Node"]]
+"""Children by their weighted dominant share (times the node's factor), then by name; with the serial of an entry."""
 
 
 class World:
@@ -37,9 +42,31 @@ class World:
         self._serial += 1
         return self._serial
 
+    def ratios(self, use: list[int]) -> list[int]:
+        """Return what part of everything a use is, in quanta; of what there is nothing, nothing counts."""
+        return [QUANTUM * used // total if total > 0 else 0 for used, total in zip(use, self.totals, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a waiting child stands among its siblings."""
+
+    serial: int
+    admitted: int
+    covered: int
+    scaled: list[int]
+    use: list[int]
+
 
 class Node:
-    """A tenant, or the root. ``use``, ``leases`` and ``waiting`` count what is at and below it."""
+    """A tenant, or the root. ``use``, ``leases`` and ``waiting`` count what is at and below it.
+
+    What is computed of it is brought up to date by :meth:`settle`, and depends on no decision: ``admitted`` are the
+    shapes that wait here or below and that no quota here or below refuses; ``full`` is what it uses, ``consumption``
+    what it counts as using while all that wait can be served (both in quanta); ``direction`` has the proportions of the
+    latter. ``rest`` and ``scaled`` are its parts: of children that do not wait, and of those that do, for each unit of
+    their common level.
+    """
 
     def __init__(self, name: str, parent: Node | None, resources: int) -> None:
         self.name = name
@@ -55,39 +82,34 @@ class Node:
         self.use = [0] * resources
         self.leases = 0
         self.waiting = 0
-        self.mask = 0
         self.busy = False
         self.busy_weight = 0
-        self.factor = 1
-        self.buckets: dict[tuple[int, int], Bucket] = {}
-        self.dirty: dict[Leaf, None] = {}
-        self.version = 0
-        self.log: list[Bucket | Node] = []
-        self.forgotten = 0
-        self.views: OrderedDict[tuple[int, int], View] = OrderedDict()
+
         self.stale = True
         self.epoch = -1
-        self._counts: dict[int, int] = {}
+        self.version = 0
+        self.dirty: dict[Leaf | Node, None] = {}
+        self.log: list[Node] = []
+        self.forgotten = 0
+        self.views: OrderedDict[tuple[int, int], View] = OrderedDict()
 
-    def count(self, bit: int, claims: int) -> None:
-        """Count claims of a shape that come (or, below zero, go) at or below here."""
-        self.waiting += claims
-        left = self._counts.get(bit, 0) + claims
-        if left:
-            self._counts[bit] = left
-            self.mask |= 1 << bit
-        else:
-            del self._counts[bit]
-            self.mask &= ~(1 << bit)
-
-    def note(self, changed: Bucket | Node) -> None:
-        """Remember that a child is not what it was; views read on from where they were."""
-        log = self.log
-        log.append(changed)
-        if len(log) > 4 * (len(self.children) + len(self.buckets)) + 64:
-            half = len(log) // 2
-            del log[:half]
-            self.forgotten += half
+        self.entry: Entry | None = None
+        self.factor = 1
+        self.inner = False
+        self.mask = 0
+        self.admitted = 0
+        self.full: list[int] = []
+        self.rest: list[int] = []
+        self.scaled: list[int] = []
+        self.consumption: list[int] = []
+        self.direction: list[int] = []
+        self.dominant = 0
+        self.lines: dict[int, Heap] = {}
+        self.covered_lines: dict[int, Heap] = {}
+        self._admitting: dict[int, int] = {}
+        self._open_use: list[int] = []
+        self._order: Heap = []
+        self._entries = 0
 
     def touch(self, leaf: Leaf) -> None:
         """Remember that a leaf under this node is not what it was, here and in everything above."""
@@ -95,78 +117,154 @@ class Node:
         self.version += 1
         node = self
         while node.parent is not None:
-            node.parent.note(node)
+            node.parent.dirty[node] = None
             node = node.parent
             node.version += 1
 
-    def narrow(self, world: World, allowed: int, sought: int) -> tuple[int, int]:
-        """Return which shapes can be served below here.
-
-        ``allowed`` are those that may be served wherever they wait, ``sought`` those that may where a guarantee covers
-        them. The quota takes shapes away; the guarantee makes allowed what was sought.
-        """
-        allowed &= self.mask
-        sought &= self.mask & ~allowed
-        if not (self.quota or self.guarantee):
-            return allowed, sought if self.guaranteed else 0
-        rest = allowed | sought
-        while rest:
-            lowest = rest & -rest
-            rest ^= lowest
-            amounts = world.shapes.of_bit[lowest.bit_length() - 1].amounts
-            if self.quota and exceeded(self.quota, self.use, amounts) is not None:
-                allowed &= ~lowest
-                sought &= ~lowest
-            elif lowest & sought and covers(self.guarantee, self.use, amounts):
-                allowed |= lowest
-                sought ^= lowest
-        return allowed, sought if self.guaranteed > bool(self.guarantee) else 0
-
     def settle(self, world: World) -> None:
-        """Put the leaves that have changed where they belong."""
+        """Bring up to date what is computed of the node and of all below it that have changed."""
         if self.stale or self.epoch != world.epoch:
             self._begin_anew(world)
-        if not self.dirty:
+        elif not self.dirty:
             return
-        for leaf in self.dirty:
-            self._place(leaf, world)
+        for item in self.dirty:
+            if isinstance(item, Leaf):
+                self._place_leaf(item, world)
+            elif item.children:  # one without has become a leaf, and everything was begun anew
+                item.settle(world)
+                self._place_node(item, world)
         self.dirty.clear()
+        self._sum_up(world)
 
     def _begin_anew(self, world: World) -> None:
         self.stale = False
         self.epoch = world.epoch
+        items: list[Leaf | Node] = [child if child.children else child.own for child in self.children.values()]
+        if self.children or self.parent is None:
+            items.append(self.own)
+        for item in (*items, *self.dirty):
+            item.entry = None
+        self.dirty = dict.fromkeys(items)
+        self.inner = any(child.children for child in self.children.values())
+        self.factor = lcm(*(child.weight for child in self.children.values()))
+        self.mask = 0
+        self.scaled = [0] * len(world.names)
+        self._open_use = [0] * len(world.names)
+        self.lines.clear()
+        self.covered_lines.clear()
+        self._admitting.clear()
+        self._order.clear()
+        self._entries = 0
         self.views.clear()
-        self.buckets.clear()
         self.forgotten += len(self.log)
         self.log.clear()
-        leaves = [child.own for child in self.children.values() if not child.children]
-        if self.children or self.parent is None:
-            leaves.append(self.own)
-        for leaf in leaves:
-            leaf.bucket = None
-        self.dirty = {leaf: None for leaf in leaves if leaf.mask}
-        self.factor = lcm(*(child.weight for child in self.children.values()))
 
-    def _place(self, leaf: Leaf, world: World) -> None:
-        old = leaf.bucket
-        if old is not None:
-            old.remove(leaf)
-            self.note(old)
-            if not old.leaves and self.buckets.get((old.mask, old.covered)) is old:
-                del self.buckets[old.mask, old.covered]
-        mask, covered = leaf.open(world)
-        if not mask:
+    def _note(self, child: Node) -> None:
+        """Write down for the views that a child is not what it was; each reads on from where it was."""
+        self.log.append(child)
+        if len(self.log) > 4 * len(self.children) + 64:
+            half = len(self.log) // 2
+            del self.log[:half]
+            self.forgotten += half
+
+    def _place_leaf(self, leaf: Leaf, world: World) -> None:
+        before = self._take_out(leaf)
+        admitted, covered = leaf.open(world)
+        if admitted:
+            ratios = world.ratios(leaf.use)
+            dominant = max(ratios, default=0)
+            place = self._put_in(leaf, world, (admitted, covered), ratios, dominant, dominant)
+            for lines, mask in ((self.lines, admitted), (self.covered_lines, covered)):
+                for bit in bits_of(mask):
+                    line = lines.setdefault(bit, [])
+                    heappush(line, place)
+                    if len(line) > 2 * self._entries + 16:
+                        tidy(line)
+        self._recount(before, admitted)
+
+    def _place_node(self, child: Node, world: World) -> None:
+        before = self._take_out(child)
+        if child.admitted:
+            largest = max(child.direction, default=0)
+            self._put_in(child, world, (child.admitted, 0), child.direction, largest, child.dominant)
+        self._recount(before, child.admitted)
+        self._note(child)
+
+    def _put_in(
+        self, child: Leaf | Node, world: World, masks: tuple[int, int], direction: list[int], norm: int, dominant: int
+    ) -> tuple[int, str, int, Leaf | Node]:
+        """Let a waiting child stand among its siblings; return its place in their order."""
+        weight = child.weight
+        scaled = [weight * QUANTUM * part // norm for part in direction] if norm else direction
+        entry = child.entry = Entry(world.serial(), *masks, scaled, child.use.copy())
+        self.scaled = [a + b for a, b in zip(self.scaled, scaled, strict=True)]
+        self._open_use = [a + b for a, b in zip(self._open_use, entry.use, strict=True)]
+        self._entries += 1
+        place = (dominant * (self.factor // weight), child.name, entry.serial, child)
+        heappush(self._order, place)
+        if len(self._order) > 2 * self._entries + 16:
+            tidy(self._order)
+        return place
+
+    def _take_out(self, child: Leaf | Node) -> int:
+        """Take a child out from among its siblings; return the shapes for which it stood there."""
+        entry = child.entry
+        if entry is None:
+            return 0
+        self.scaled = [a - b for a, b in zip(self.scaled, entry.scaled, strict=True)]
+        self._open_use = [a - b for a, b in zip(self._open_use, entry.use, strict=True)]
+        self._entries -= 1
+        child.entry = None
+        return entry.admitted
+
+    def _recount(self, before: int, after: int) -> None:
+        for bit in bits_of(before & ~after):
+            self._admitting[bit] -= 1
+            if not self._admitting[bit]:
+                del self._admitting[bit]
+                self.mask &= ~(1 << bit)
+                self.lines.pop(bit, None)
+                self.covered_lines.pop(bit, None)
+        for bit in bits_of(after & ~before):
+            self._admitting[bit] = self._admitting.get(bit, 0) + 1
+            self.mask |= 1 << bit
+
+    def _sum_up(self, world: World) -> None:
+        self.admitted = self.mask
+        if self.quota:
+            for bit in bits_of(self.mask):
+                if exceeded(self.quota, self.use, world.shapes.of_bit[bit].amounts) is not None:
+                    self.admitted &= ~(1 << bit)
+        self.full = world.ratios(self.use)
+        self.rest = world.ratios([a - b for a, b in zip(self.use, self._open_use, strict=True)])
+        lowest = head(self._order)
+        if lowest is None:
             return
-        weight = leaf.weight
-        ratios = [
-            QUANTUM * used // total if total > 0 else 0 for used, total in zip(leaf.use, world.totals, strict=True)
+        self.consumption = self.at_level(lowest[0])
+        self.dominant = max(self.consumption, default=0)
+        self.direction = self.consumption if self.dominant else self.scaled
+
+    def at_level(self, key: int) -> list[int]:
+        """Return what it counts as using with all children that wait at this level, but never more than it uses."""
+        unit = self.factor * QUANTUM
+        return [
+            min(full, rest + key * scaled // unit)
+            for full, rest, scaled in zip(self.full, self.rest, self.scaled, strict=True)
         ]
-        dominant = max(ratios, default=0)
-        leaf.scaled = [weight * QUANTUM * ratio // dominant for ratio in ratios] if dominant else ratios
-        leaf.stamp = world.serial()
-        bucket = self.buckets.get((mask, covered))
-        if bucket is None:
-            bucket = self.buckets[mask, covered] = Bucket(mask, covered, len(world.names))
-        bucket.add(leaf, dominant * (self.factor // weight))
-        if bucket is not old:
-            self.note(bucket)
+
+
+def head(heap: Heap) -> tuple[int, str, int, Leaf | Node] | None:
+    """Return the first place that is still taken, if any is."""
+    while heap:
+        place = heap[0]
+        entry = place[3].entry
+        if entry is not None and entry.serial == place[2]:
+            return place
+        heappop(heap)
+    return None
+
+
+def tidy(heap: Heap) -> None:
+    """Forget the places that were left."""
+    heap[:] = [place for place in heap if (entry := place[3].entry) is not None and entry.serial == place[2]]
+    heapify(heap)

@@ -313,14 +313,14 @@ class FairTree:
         claim = self._claims[claim_id] = WaitingClaim(claim_id, node.own, bit, since, number)
         node.own.push(claim)
         for above in _upwards(node):
-            above.count(bit, 1)
+            above.waiting += 1
         self._changed(node)
 
     def _dequeue(self, claim: WaitingClaim) -> None:
         del self._claims[claim.id]
         claim.leaf.leave(claim, self._claims)
         for above in _upwards(claim.leaf.node):
-            above.count(claim.bit, -1)
+            above.waiting -= 1
         self._world.shapes.discard(claim.bit)
         self._changed(claim.leaf.node)
 

@@ -1,145 +1,150 @@
-"""Weighted hierarchical dominant-resource fairness: what a node counts as using, and which child comes first.
+"""One decision on the tree: of those that can be served now, who is first.
 
 The definition is in ``docs/explanation/fairness.md``; the names here are its names.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from hal.broker.fair.leaf import Bucket
-from hal.broker.fair.node import QUANTUM, VIEWS, Node, World
+from hal.broker.fair.leaf import Leaf
+from hal.broker.fair.limits import bits_of, covers
+from hal.broker.fair.node import Node, World, head
 
-Item = Bucket | Node
-"""What stands among a node's children: one of them, or leaves that wait for the same."""
+VIEWS = 64
+"""So many views are kept at each node: the sets of shapes it was last asked about."""
 
 
 class View:
-    """A node, seen by one decision: which children are open, who of them is first, and what the node counts as using.
+    """The children of one node that have others below them, in the order of one set of shapes that can be served.
 
-    It is kept and brought up to date with what has changed, for as long as decisions with the same shapes follow.
+    It is kept and brought up to date with what has changed, for as long as decisions on the same shapes follow.
     """
 
-    __slots__ = (
-        "allowed",
-        "consumption",
-        "dominant",
-        "heap",
-        "items",
-        "node",
-        "position",
-        "scaled",
-        "sought",
-        "use",
-        "version",
-    )
+    __slots__ = ("_heap", "_held", "_mask", "_node", "_position", "_version")
 
-    def __init__(self, node: Node, allowed: int, sought: int) -> None:
-        self.node = node
-        self.allowed = allowed
-        self.sought = sought
-        self.position = self.version = -1
-        self._clear()
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._mask = 0
+        self._position = self._version = -1
+        self._held: dict[Node, int] = {}
+        self._heap: list[tuple[int, str, int, Node]] = []
 
-    def _clear(self) -> None:
-        resources = len(self.node.use)
-        self.items: dict[Item, tuple[int, list[int], list[int]]] = {}
-        self.heap: list[tuple[int, str, int, Item]] = []
-        self.scaled = [0] * resources
-        self.use = [0] * resources
-        self.consumption: list[int] = []
-        self.dominant = 0
+    def stands_for(self, different: int) -> bool:
+        """Whether it can be brought up to date for a set that differs in these shapes.
 
-    def update(self, world: World) -> None:
+        It can where nobody has waited for them all the time since: all children that did, or do, have changed.
+        """
+        return not different & self._mask & self._node.mask
+
+    def update(self, world: World, allowed: int, sought: int) -> None:
         """Bring it up to date."""
-        node = self.node
-        if self.version == node.version:
+        node = self._node
+        if self._version == node.version:
             return
-        if self.position < node.forgotten:
-            self._clear()
-            changed: list[Item] = [*node.buckets.values(), *(c for c in node.children.values() if c.children)]
+        if self._position < node.forgotten:
+            self._held.clear()
+            self._heap.clear()
+            changed = [child for child in node.children.values() if child.children]
         else:
-            changed = list(dict.fromkeys(node.log[self.position - node.forgotten :]))
-        for item in changed:
-            self._replace(item, world)
-        self.position = node.forgotten + len(node.log)
-        self.version = node.version
-        if len(self.heap) > 2 * len(self.items) + 16:
-            self.heap = [entry for entry in self.heap if self._lives(entry)]
-            heapify(self.heap)
-        if self.items:
-            self._sum_up(world)
+            changed = list(dict.fromkeys(node.log[self._position - node.forgotten :]))
+        for child in changed:
+            self._held.pop(child, None)
+            dominant = level(child, world, allowed, sought)
+            if dominant is not None:
+                serial = self._held[child] = world.serial()
+                heappush(self._heap, (dominant * (node.factor // child.weight), child.name, serial, child))
+        self._position = node.forgotten + len(node.log)
+        self._version, self._mask = node.version, node.mask
+        if len(self._heap) > 2 * len(self._held) + 16:
+            self._heap = [place for place in self._heap if self._held.get(place[3]) == place[2]]
+            heapify(self._heap)
 
-    def _replace(self, item: Item, world: World) -> None:
-        old = self.items.pop(item, None)
-        if old is not None:
-            self.scaled = [a - b for a, b in zip(self.scaled, old[1], strict=True)]
-            self.use = [a - b for a, b in zip(self.use, old[2], strict=True)]
-        if isinstance(item, Bucket):
-            if not item.leaves or not (item.mask & self.allowed or item.covered & self.sought):
-                return
-            key, name, _, _ = item.head()
-            scaled, use = item.scaled, item.use
-        else:
-            below = look(item, world, self.allowed, self.sought) if item.children else None
-            if below is None:
-                return
-            name, weight, dominant = item.name, item.weight, below.dominant
-            key = dominant * (self.node.factor // weight)
-            scaled = [weight * QUANTUM * c // dominant for c in below.consumption] if dominant else below.consumption
-            use = item.use.copy()
-        serial = world.serial()
-        self.items[item] = serial, scaled, use
-        self.scaled = [a + b for a, b in zip(self.scaled, scaled, strict=True)]
-        self.use = [a + b for a, b in zip(self.use, use, strict=True)]
-        heappush(self.heap, (key, name, serial, item))
-
-    def _lives(self, entry: tuple[int, str, int, Item]) -> bool:
-        held = self.items.get(entry[3])
-        return held is not None and held[0] == entry[2]
-
-    def first(self) -> tuple[int, Item]:
-        """Return the key of the open child with the lowest weighted dominant share, and where it is."""
-        while not self._lives(self.heap[0]):
-            heappop(self.heap)
-        return self.heap[0][0], self.heap[0][3]
-
-    def _sum_up(self, world: World) -> None:
-        key, _ = self.first()
-        scale = self.node.factor * QUANTUM
-        self.consumption = [
-            (QUANTUM * (used - open_use) // total if total > 0 else 0) + key * scaled // scale
-            for used, open_use, total, scaled in zip(self.node.use, self.use, world.totals, self.scaled, strict=True)
-        ]
-        self.dominant = max(self.consumption, default=0)
+    def first(self) -> tuple[int, str, int, Leaf | Node] | None:
+        """Return who is first, None if there is nobody."""
+        while self._heap and self._held.get(self._heap[0][3]) != self._heap[0][2]:
+            heappop(self._heap)
+        return self._heap[0] if self._heap else None
 
 
-def look(node: Node, world: World, allowed: int, sought: int) -> View | None:
-    """Return how a decision sees the node: None where nothing at or below it can be served."""
-    allowed, sought = node.narrow(world, allowed, sought)
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The child that comes first, its weighted dominant share (times the node's factor), and what may be served."""
+
+    key: int
+    child: Leaf | Node
+    allowed: int
+    sought: int
+
+
+def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None:
+    """Return which child comes first; None where nothing at or below the node can be served.
+
+    Of the shapes, ``allowed`` may be served wherever they wait, ``sought`` where a guarantee covers them.
+    """
+    allowed, sought = _narrow(node, world, allowed, sought)
     if not (allowed or sought):
         return None
-    node.settle(world)
-    view = node.views.get((allowed, sought))
-    if view is None:
-        view = node.views[allowed, sought] = View(node, allowed, sought)
-        if len(node.views) > VIEWS:
-            node.views.popitem(last=False)
-    else:
-        node.views.move_to_end((allowed, sought))
-    view.update(world)
-    return view if view.items else None
+    best = None
+    for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
+        if mask and lines:
+            for bit, line in lines.items():
+                if mask >> bit & 1:
+                    place = head(line)
+                    if place is not None and (best is None or place[:2] < best[:2]):
+                        best = place
+    if node.inner:  # children that have others below them
+        place_below = _view(node, world, allowed, sought).first()
+        if place_below is not None and (best is None or place_below[:2] < best[:2]):
+            best = place_below
+    return None if best is None else Chosen(best[0], best[3], allowed, sought)
+
+
+def level(node: Node, world: World, allowed: int, sought: int) -> int | None:
+    """Return the dominant share, in quanta, that the node has in a decision; None where nothing can be served."""
+    chosen = choose(node, world, allowed, sought)
+    return None if chosen is None else max(node.at_level(chosen.key), default=0)
 
 
 def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
     """Return the claim that is served next, of the shapes that can be."""
+    root.settle(world)
     node = root
-    while (view := look(node, world, allowed, sought)) is not None:
-        allowed, sought = view.allowed, view.sought
-        item = view.first()[1]
-        if isinstance(item, Bucket):
-            leaf = item.head()[3]
-            mask, covered = leaf.open(world)
-            return leaf.first((mask & allowed) | (covered & sought))
-        node = item
+    while (chosen := choose(node, world, allowed, sought)) is not None:
+        allowed, sought, child = chosen.allowed, chosen.sought, chosen.child
+        if isinstance(child, Leaf):
+            entry = child.entry
+            assert entry is not None
+            return child.first((entry.admitted & allowed) | (entry.covered & sought))
+        node = child
     return None
+
+
+def _view(node: Node, world: World, allowed: int, sought: int) -> View:
+    key = allowed, sought
+    view = node.views.get(key)
+    if view is None:
+        if node.views:
+            last = next(reversed(node.views))
+            if node.views[last].stands_for((last[0] ^ allowed) | (last[1] ^ sought)):
+                view = node.views.pop(last)
+        view = node.views[key] = view or View(node)
+        if len(node.views) > VIEWS:
+            node.views.popitem(last=False)
+    else:
+        node.views.move_to_end(key)
+    view.update(world, allowed, sought)
+    return view
+
+
+def _narrow(node: Node, world: World, allowed: int, sought: int) -> tuple[int, int]:
+    """Take away what the node's quota refuses, and allow what was sought and its guarantee covers."""
+    allowed &= node.admitted
+    sought &= node.admitted & ~allowed
+    if node.guarantee:
+        for bit in bits_of(sought):
+            if covers(node.guarantee, node.use, world.shapes.of_bit[bit].amounts):
+                allowed |= 1 << bit
+        sought &= ~allowed
+    return allowed, sought if node.guaranteed > bool(node.guarantee) else 0

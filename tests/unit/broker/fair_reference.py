@@ -107,9 +107,11 @@ class Reference:
 
     # What may be
 
-    def refused(self, path: str, amounts: Amounts) -> tuple[str, str] | None:
-        """Return the nearest node whose quota the claim would exceed, and in which resource."""
+    def refused(self, path: str, amounts: Amounts, top: str = "") -> tuple[str, str] | None:
+        """Return the nearest node, not above ``top``, whose quota the claim would exceed, and in which resource."""
         for node in above(path):
+            if top not in above(node):
+                break
             use = self.use_of(node)
             for resource, quota in self.said.get(node, Said()).quota.items():
                 asked = amounts.get(resource, 0)
@@ -142,45 +144,93 @@ class Reference:
             for resource, total in self.totals.items()
         }
 
-    def consumption(self, node: str, open_paths: set[str]) -> dict[str, Fraction]:
-        """Return what a node counts as consuming in a decision in which claims of these tenants can be served."""
-        if not self.children(node) or not self.is_open(node, open_paths):
-            return self.ratios(self.use_of(node))
-        competing = self.competing(node, open_paths)
-        rest = self.use_of(node)
-        for child in competing:
-            use = self.own_use(node) if child == OWN else self.use_of(child)
-            rest = {resource: amount - use.get(resource, 0) for resource, amount in rest.items()}
-        level = min(self.weighted(node, child, open_paths) for child in competing)
-        counted = self.ratios(rest)
-        for resource in self.totals:
-            rescaled = Fraction(0)
-            for child in competing:
-                consumption = self.child_consumption(node, child, open_paths)
-                dominant = max(consumption.values())
-                if dominant:
-                    weight = 1 if child == OWN else self.weight(child)
-                    rescaled += self.down(weight * consumption[resource] / dominant)
-            counted[resource] += self.down(level * rescaled)
-        return counted
+    # What it counts as using while all that wait can be served: H-DRF
 
-    def is_open(self, node: str, open_paths: set[str]) -> bool:
-        """Whether something at or below a node can be served."""
-        return any(node in above(path) for path in open_paths)
+    def waits(self, child: str) -> bool:
+        """Whether a claim waits at or below a child that no quota from its tenant up to the child refuses."""
+        if child.endswith(OWN):
+            return any(claim.path == child.removesuffix(OWN) for claim in self.waiting.values())
+        return any(
+            child in above(claim.path) and self.refused(claim.path, claim.amounts, top=child) is None
+            for claim in self.waiting.values()
+        )
 
-    def competing(self, node: str, open_paths: set[str]) -> list[str]:
-        """Return the open children of a node, and the node itself where its own claims can be served."""
-        own = [OWN] if node in open_paths else []
-        return own + [child for child in self.children(node) if self.is_open(child, open_paths)]
+    def competing(self, node: str) -> list[str]:
+        """Return all children of an inner node: the nodes below it, and what it uses and waits for itself."""
+        return [node + OWN, *self.children(node)]
 
-    def child_consumption(self, node: str, child: str, open_paths: set[str]) -> dict[str, Fraction]:
-        """Return what one of the competing children counts as consuming."""
-        return self.ratios(self.own_use(node)) if child == OWN else self.consumption(child, open_paths)
+    def child_weight(self, child: str) -> int:
+        """Return the weight of a child beside its siblings."""
+        return 1 if child.endswith(OWN) else self.weight(child)
 
-    def weighted(self, node: str, child: str, open_paths: set[str]) -> Fraction:
-        """Return the weighted dominant share of one of the competing children."""
-        dominant = max(self.child_consumption(node, child, open_paths).values(), default=Fraction(0))
-        return dominant / (1 if child == OWN else self.weight(child))
+    def child_use(self, child: str) -> dict[str, int]:
+        """Return what is used by a child."""
+        return self.own_use(child.removesuffix(OWN)) if child.endswith(OWN) else self.use_of(child)
+
+    def is_leaf(self, child: str) -> bool:
+        """Whether nothing is below a child."""
+        return child.endswith(OWN) or not self.children(child)
+
+    def raised(self, node: str, level: Fraction) -> dict[str, Fraction]:
+        """Return what a node counts as using with each child that waits at this weighted dominant share."""
+        use = self.use_of(node)
+        rest, parts = dict(use), {resource: Fraction(0) for resource in self.totals}
+        for child in self.competing(node):
+            if not self.waits(child):
+                continue
+            rest = {resource: amount - self.child_use(child).get(resource, 0) for resource, amount in rest.items()}
+            proportions = self.proportions(child)
+            largest = max(proportions.values(), default=Fraction(0))
+            if largest:
+                for resource in self.totals:
+                    parts[resource] += self.down(self.child_weight(child) * proportions[resource] / largest)
+        full, blocked = self.ratios(use), self.ratios(rest)
+        return {r: min(full[r], blocked[r] + self.down(level * parts[r])) for r in self.totals}
+
+    def proportions(self, child: str) -> dict[str, Fraction]:
+        """Return in what proportions a waiting child uses resources; at the level of zero, those just above it."""
+        consumption = self.consumption(child)
+        if self.is_leaf(child) or any(consumption.values()):
+            return consumption
+        parts = {resource: Fraction(0) for resource in self.totals}
+        for below in self.competing(child):
+            if self.waits(below):
+                proportions = self.proportions(below)
+                largest = max(proportions.values(), default=Fraction(0))
+                if largest:
+                    for resource in self.totals:
+                        parts[resource] += self.down(self.child_weight(below) * proportions[resource] / largest)
+        return parts
+
+    def consumption(self, child: str) -> dict[str, Fraction]:
+        """Return what a waiting child counts as using."""
+        if self.is_leaf(child):
+            return self.ratios(self.child_use(child))
+        lowest = min(
+            max(self.consumption(below).values(), default=Fraction(0)) / self.child_weight(below)
+            for below in self.competing(child)
+            if self.waits(below)
+        )
+        return self.raised(child, lowest)
+
+    # What it counts as using in one decision
+
+    def is_open(self, child: str, open_paths: set[str]) -> bool:
+        """Whether something at or below a child can be served."""
+        if child.endswith(OWN):
+            return child.removesuffix(OWN) in open_paths
+        return any(child in above(path) for path in open_paths)
+
+    def weighted(self, child: str, open_paths: set[str]) -> Fraction:
+        """Return the weighted dominant share of an open child."""
+        if self.is_leaf(child):
+            counted = self.ratios(self.child_use(child))
+        else:
+            levels = [
+                self.weighted(below, open_paths) for below in self.competing(child) if self.is_open(below, open_paths)
+            ]
+            counted = self.raised(child, min(levels))
+        return max(counted.values(), default=Fraction(0)) / self.child_weight(child)
 
     # The decision
 
@@ -204,11 +254,12 @@ class Reference:
         while self.children(node):
             # OWN sorts as the empty name, before every other.
             ranked = [
-                (self.weighted(node, child, open_paths), "" if child == OWN else child, child)
-                for child in self.competing(node, open_paths)
+                (self.weighted(child, open_paths), "" if child.endswith(OWN) else child, child)
+                for child in self.competing(node)
+                if self.is_open(child, open_paths)
             ]
             chosen = min(ranked)[2]
-            if chosen == OWN:
+            if chosen.endswith(OWN):
                 break
             node = chosen
         return min((claim for claim in claims if claim.path == node), key=lambda c: (c.since, c.number)).id
