@@ -108,6 +108,11 @@ class PartitionProfile(msgspec.Struct, frozen=True, kw_only=True):
     placements: tuple[int, ...]
     instances_max: int
 
+    @property
+    def line(self) -> str:
+        """The profile in the attribute ``partition_placements`` of its GPU: ``3g.40gb:4:0,4``."""
+        return f"{self.name}:{self.memory_slices}:{','.join(map(str, self.placements))}"
+
 
 class Partition(msgspec.Struct, frozen=True, kw_only=True):
     """A partition that exists. ``id`` is a device id (``MIG-…``) that can be claimed and opened; ``start`` the first

@@ -23,7 +23,8 @@ from mocks.tests.rooms import Inside, rooms
 SHARED = {
     "pci_vendor", "pci_device", "pci_class", "pci_driver", "link_speed_gts", "link_width", "link_max_speed_gts",
     "link_max_width", "numa_node", "serial", "uuid", "model", "firmware",
-    "memory_bytes", "size_bytes", "ecc_mode", "mig_mode", "compute_capability", "multiprocessors", "power_limit_watts",
+    "memory_bytes", "size_bytes", "ecc_mode", "mig_mode", "partition_placements", "compute_capability",
+    "multiprocessors", "power_limit_watts",
     "node_guid", "netdev", "port_state", "link_layer", "rate_gbps", "board_id", "gids", "gid_types",
     "generation", "mode", "max_vfs", "set_cookie", "dimms", "persistence_domain", "available_bytes", "read_only",
     "locked", "encrypted", "dpus", "disabled_dpus", "mram_bytes", "clock_hz", "control_interfaces", "dpus_per_ci",

@@ -150,30 +150,32 @@ def taken_by(table: PartitionTable, parts: Iterable[str]) -> int:
     return taken
 
 
+def table_told(lines: object) -> PartitionTable | None:
+    """Return the table that the value of an attribute tells, or None: the device has none, or tells something else."""
+    if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
+        return None
+    return table_of(lines)
+
+
 def best_placement(lines: object, parts: Iterable[str], profile: str) -> int | None:
     """Return where one more part is best made beside ``parts`` (``profile@start``) on a device with these placements.
 
     None if it fits nowhere, or if the device tells no placements (``lines`` is the value of its attribute).
     """
-    if not isinstance(lines, tuple) or not all(isinstance(line, str) for line in lines):
-        return None
-    table = table_of(lines)
+    table = table_told(lines)
     return table.choose(profile, taken_by(table, parts)) if table is not None else None
 
 
 def placements_of(device: Device) -> dict[str, tuple[int, ...]]:
-    """Return where a part of each profile may start on a device; empty if it tells no placements."""
-    table = _told(device)
+    """Return where parts of each profile may start on a device; empty if it tells no placements."""
+    table = table_told(device.value("partition_placements"))
     return {profile.name: profile.starts for profile in table.profiles} if table is not None else {}
 
 
 def fits_beside(device: Device, part: str, parts: Iterable[str]) -> bool:
-    """Return whether a part (``profile@start``) shares no slice with others on a device."""
-    table = _told(device)
-    return table is not None and not taken_by(table, (part,)) & taken_by(table, parts)
-
-
-def _told(device: Device) -> PartitionTable | None:
-    lines = device.value("partition_placements")
-    texts = isinstance(lines, tuple) and all(isinstance(line, str) for line in lines)
-    return table_of(lines) if texts else None
+    """Tell whether a part (``profile@start``) may lie where it says beside others on a device."""
+    table = table_told(device.value("partition_placements"))
+    profile, _, start = part.rpartition("@")
+    if table is None or not start.isdigit():
+        return False
+    return int(start) in table.fits(profile, taken_by(table, parts))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from hal.broker.allocation.matching import Shortfall, match
 from hal.broker.allocation.problem import Bond, Budget, Order
+from hal.broker.allocation.solver_blocks import Kind
 from hal.broker.allocation.solver_rules import families, fullest_first, one_rule, split, union_of
-from hal.broker.allocation.solver_search import Kind, Search
+from hal.broker.allocation.solver_search import Search
 
 Bound = tuple[Bond, tuple[int, ...], tuple[int, ...]]
 """A rule as bond, groups and the requests it concerns."""

@@ -15,6 +15,16 @@ from dataclasses import dataclass
 
 from hal.broker.allocation.matching import Shortfall, match
 from hal.broker.allocation.problem import Budget, Order, OutOfBudget
+from hal.broker.allocation.solver_blocks import (
+    Kind,
+    Masks,
+    Numbers,
+    blocks_of,
+    classes,
+    enough,
+    look,
+    undominated,
+)
 from hal.broker.allocation.solver_rules import split, union_of, used_up
 
 MOST_KINDS_ADDED = 3
@@ -25,18 +35,6 @@ MOST_LOOKS_TRIED = 3
 
 DEEPEST = 600
 """How many blocks may be used one after the other before the search is given up (Python's stack has an end)."""
-
-Masks = tuple[int, ...]
-Numbers = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of bundle: ``per[n]`` devices of slot ``slots[n]``; each of ``binds`` is (groups, the slots in one)."""
-
-    slots: tuple[int, ...]
-    per: tuple[int, ...]
-    binds: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +97,9 @@ class Search:
             if not any(bit & used and others & used for bit, others in clashes):
                 return self._taken(matched, left)
         kinds = [number for number, wanted in enumerate(left) if wanted]
-        if clashes and (len(kinds) > MOST_KINDS_ADDED or not (binds or apart) and self._look_alike(masks, clashes)):
+        if clashes and (len(kinds) > MOST_KINDS_ADDED or (not (binds or apart) and self._look_alike(masks, clashes))):
             return self._tree_by_tree(masks, left, clashes, union_of(matched), bool(binds or apart))
-        blocks = _blocks(masks, binds + apart, clashes)
+        blocks = blocks_of(masks, binds + apart, clashes)
         free = union & ~union_of(blocks)
         if len(blocks) + bool(free) > 1:
             # The fullest first, and last what is bound to nothing: a matching fills in what is missing there.
@@ -122,7 +120,7 @@ class Search:
         ]
         if not crossing and not apart:
             return self._taken(matched, left)
-        if any(wanted and not _enough(kind, masks, wanted) for kind, wanted in zip(self.kinds, left, strict=True)):
+        if any(wanted and not enough(kind, masks, wanted) for kind, wanted in zip(self.kinds, left, strict=True)):
             return None
         return self._devices(masks, left, crossing, apart)
 
@@ -153,7 +151,7 @@ class Search:
     def _look_alike(self, masks: Masks, clashes: list[tuple[int, int]]) -> bool:
         if self._alike_trees is None:
             partners = dict(clashes)
-            looks = {_look(bit, partners, masks) for bit, others in clashes if others & (others - 1)}
+            looks = {look(bit, partners, masks) for bit, others in clashes if others & (others - 1)}
             self._alike_trees = None not in looks and len(looks) <= MOST_LOOKS_TRIED
         return self._alike_trees
 
@@ -167,12 +165,12 @@ class Search:
         found = self.place(tuple([mask & ~others for mask in masks]), left)
         if found is not None:
             return found
-        look = None if ruled else _look(bit, partners, masks)
+        seen = None if ruled else look(bit, partners, masks)
         excluded = bit
-        if look is not None:
+        if seen is not None:
             for root in partners:
                 # One root a tree: where root and leaf look alike, leaving out both would leave out too much.
-                if not excluded & (root | partners[root]) and _look(root, partners, masks) == look:
+                if not excluded & (root | partners[root]) and look(root, partners, masks) == seen:
                     excluded |= root
         return self.place(tuple([mask & ~excluded for mask in masks]), left)
 
@@ -237,7 +235,7 @@ class Search:
                     failed.add((at, rest))
                     return None
                 options = self._options_of(parts[at], left)
-                clipped = _undominated([tuple(map(min, option, rest)) for option in options])
+                clipped = undominated([tuple(map(min, option, rest)) for option in options])
                 if clipped:
                     break
                 at += 1
@@ -276,7 +274,7 @@ class Search:
             numbers[kind] = 0
 
         extend(0)
-        self._options[key] = found = _undominated(found)
+        self._options[key] = found = undominated(found)
         return found
 
     def _look_of(self, part: Masks, limits: Numbers) -> object:
@@ -341,7 +339,7 @@ class Search:
             if slot in slots:
                 chosen = union_of([bit for other, bit in zip(kind.slots, bits, strict=False) if other in slots])
                 allowed &= union_of([group for group in groups if chosen & ~group == 0])
-        for alike in _classes(allowed, cuts, self.pick):
+        for alike in classes(allowed, cuts, self.pick):
             bit = self.pick(alike, 1)
             after = [mask & ~bit for mask in masks]
             for groups, slots in apart:
@@ -350,85 +348,3 @@ class Search:
                     for other in slots:
                         after[other] &= ~group
             yield from self._bundles(kind, at + 1, (*bits, bit), tuple(after), apart, cuts)
-
-
-def _enough(kind: Kind, masks: Masks, wanted: int) -> bool:
-    """Tell whether the pairs of one kind could be formed if nobody else were there: a matching of the two sides."""
-    binds = [groups for groups, slots in kind.binds if len(slots) == 2]
-    if len(kind.slots) != 2 or max(kind.per) > 1 or not binds:
-        return True
-    left, right = (masks[slot] for slot in kind.slots)
-    near = {}
-    for bit in split(left):
-        near[bit] = right & ~bit
-        for groups in binds:
-            near[bit] &= union_of([group for group in groups if group & bit])
-    mate: dict[int, int] = {}
-
-    def augment(bit: int, seen: list[int]) -> bool:
-        free = near[bit] & ~seen[0]
-        while free:
-            other = free & -free
-            seen[0] |= other
-            if other not in mate or augment(mate[other], seen):
-                mate[other] = bit
-                return True
-            free &= ~seen[0]
-        return False
-
-    formed = 0
-    for bit in near:
-        formed += augment(bit, [0])
-        if formed >= wanted:
-            return True
-    return False
-
-
-def _blocks(
-    masks: Masks, rules: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], clashes: list[tuple[int, int]]
-) -> list[int]:
-    """Join what groups or fate hold together."""
-    blocks: list[int] = []
-    joints = [bit | others for bit, others in clashes]
-    for groups, slots in rules:
-        union = union_of([masks[slot] for slot in slots])
-        joints += [group & union for group in groups if group & union]
-    for joint in joints:
-        apart = [block for block in blocks if not block & joint]
-        if len(apart) < len(blocks):
-            joint |= union_of([block for block in blocks if block & joint])
-        blocks = [*apart, joint]
-    return blocks
-
-
-def _classes(mask: int, cuts: Sequence[int], pick: Order) -> list[int]:
-    """Part a set into devices that none of the cuts tells apart; the class of the preferred device comes first."""
-    classes = [mask] if mask else []
-    for cut in cuts:
-        if cut & mask:
-            classes = [part for whole in classes for part in (whole & cut, whole & ~cut) if part]
-    if len(classes) > 1:
-        first = pick(mask, 1)
-        classes.sort(key=lambda part: not part & first)
-    return classes
-
-
-def _undominated(numbers: Sequence[Numbers]) -> list[Numbers]:
-    """Drop what serves no more than another does, and what serves nothing; the largest sum comes first."""
-    found: list[Numbers] = []
-    for one in sorted(set(numbers), key=lambda one: (sum(one), one), reverse=True):
-        if any(one) and not any(all(map(int.__le__, one, other)) for other in found):
-            found.append(one)
-    return found
-
-
-def _look(root: int, partners: dict[int, int], masks: Masks) -> object:
-    """Return what the trees have in common that can stand for each other: a root and leaves; None for deeper ones."""
-    leaves = split(partners[root])
-    if any(partners.get(leaf) != root for leaf in leaves):
-        return None
-    return (_members(root, masks), tuple(sorted([_members(leaf, masks) for leaf in leaves])))
-
-
-def _members(bit: int, masks: Masks) -> tuple[bool, ...]:
-    return tuple([bool(mask & bit) for mask in masks])

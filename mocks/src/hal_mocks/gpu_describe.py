@@ -10,6 +10,7 @@ from hal.interfaces.gpu import Ancestor, Partition, Peer, PeerAccess
 from hal.model.attributes import Absence, Attribute, absent, known
 from hal.model.device import Device, Link, Location
 from hal.model.kind import Kind
+from hal_mocks.gpu_mig import profiles_of
 from hal_mocks.gpu_store import Record
 from hal_mocks.graph import Gpu, Graph, Host
 
@@ -58,6 +59,8 @@ def _device(host: Host, gpu: Gpu, bridges: dict[str, str]) -> Device:
     }
     if gpu.serial:
         attributes["serial"] = known(gpu.serial, SOURCE)
+    if gpu.mig:
+        attributes["partition_placements"] = known(tuple(profile.line for profile in profiles_of(gpu)), SOURCE)
     function = host.function(gpu.pci)
     numa_node = None
     if function is not None:

@@ -40,6 +40,7 @@ SHARED = (
     "link_max_width",
     "ecc_mode",
     "mig_mode",
+    "partition_placements",
     "pci_vendor",
     "pci_device",
 )

@@ -22,6 +22,7 @@ class Board:
         self.handle: Any = None
         self.nvml: Any = None
         self.identity: dict[str, Attribute] = {}
+        self.placements: Attribute | None = None
         self.links: tuple[int, ...] = ()
         self.all_up: list[int] = []
         self.links_seen_up: set[int] = set()

@@ -294,7 +294,7 @@ def _look_closely(board: Board) -> dict[str, Any]:
     board.rearm()
     return {
         "links": find_links(board.nvml, board.handle),
-        "modes": modes(board.nvml, board.handle),
+        "modes": modes(board.nvml, board.handle) | mig.placements(board),
         "instances": mig.instances(board),
         "reading": board.sampler.read(),
     }

@@ -15,6 +15,7 @@ import msgspec
 
 from hal.errors import DeviceBusy, DeviceNotFound, HalError, InvalidArgument, Unsupported
 from hal.interfaces.gpu import Mode, Partition, PartitionProfile
+from hal.model.attributes import Absence, Attribute, absent, known
 from hal_nvidia import errors as e
 from hal_nvidia.board import Board, process_name, text
 
@@ -89,6 +90,19 @@ def profiles(board: Board) -> tuple[Profile, ...]:
             hint="set_partitioning(True), then reset" if capable else "a board with MIG (A100, H100 and later)",
         )
     return tuple(sorted(found, key=lambda p: (p.told.memory_slices, p.told.compute_slices, p.told.name)))
+
+
+def placements(board: Board) -> dict[str, Attribute]:
+    """Return where partitions may lie, as an attribute; nothing for a board without MIG. Asked once a board.
+
+    A board that lists its profiles only in MIG mode is asked again until it does.
+    """
+    if board.placements is None and _mode_told(board):
+        try:
+            board.placements = known(tuple(profile.told.line for profile in profiles(board)), e.SOURCE)
+        except Unsupported as error:
+            return {"partition_placements": absent(Absence.NOT_REPORTED, e.SOURCE, error.message)}
+    return {} if board.placements is None else {"partition_placements": board.placements}
 
 
 def _mode_told(board: Board) -> bool:
