@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,11 +12,14 @@ from hal.broker.allocation.explain_conflict import Core, smallest
 from hal.broker.allocation.explain_nearest import Nearby, most_of, nearest
 from hal.broker.allocation.explain_reasons import why_not
 from hal.broker.allocation.explain_sight import sight_of
+from hal.broker.allocation.explain_trial import is_possible
 from hal.broker.allocation.explain_words import core_words, refusal_words
 from hal.broker.allocation.view import allocate, shape_of, view_of
-from hal.broker.state import State
-from hal.model.claim import Claim, Count, Request, request_names
+from hal.model.claim import Claim, Count, request_names
 from hal.model.claim_check import check_claim
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
 
 __all__ = [
     "Conflicting",
@@ -28,7 +32,7 @@ __all__ = [
     "why_not",
 ]
 
-MOST_DEVICES = 200
+MOST_DEVICES = 64
 """How many devices are listed with their reason if nothing else is said."""
 FOUND = "found"
 """Where what was found of claims is in ``state.views``, for as long as nothing changes."""
@@ -188,40 +192,14 @@ def _found(state: State, claim: Claim) -> _Found:
     asked: dict[Claim, bool | None] = {}
 
     def possible(trial: Claim) -> bool | None:
-        """Could it be granted now? A request that has too few devices by itself needs no search."""
         if trial not in asked:
-            asked[trial] = _possible(state, trial)
+            asked[trial] = is_possible(state, trial)
         return asked[trial]
 
     core = smallest(claim, possible)
     most = tuple(most_of(state, claim, core, i, possible) for i in range(len(claim.requests)))
     found = known[key] = _Found(generation, core, most, nearest(state, claim, core, most, possible))
     return found
-
-
-def _possible(state: State, trial: Claim) -> bool | None:
-    if not _is_whole(trial):
-        return False
-    for request in trial.requests:
-        if not any(sight_of(state, choice).free >= _least(choice) for choice in (request, *request.or_else)):
-            return False
-    outcome = allocate(state, trial)
-    return None if outcome is None else isinstance(outcome, Place)
-
-
-def _is_whole(trial: Claim) -> bool:
-    """False if something is to be paired and there are not equally many of each."""
-    names = request_names(trial.requests)
-    for rule in trial.constraints:
-        if rule.pairwise:
-            about = [r for r, name in zip(trial.requests, names, strict=True) if name in (rule.requests or names)]
-            if len({choice.count for request in about for choice in (request, *request.or_else)}) > 1:
-                return False
-    return True
-
-
-def _least(request: Request) -> int:
-    return 1 if request.count == "all" else request.count
 
 
 def _reports(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hal.broker.allocation.explain_conflict import Core, Test
 from hal.broker.allocation.explain_sight import sight_of
 from hal.broker.allocation.explain_words import gang_words, rule_words
-from hal.broker.state import State
 from hal.model.claim import Claim, Request, request_names
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
 
 
 class Nearby(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -117,7 +120,7 @@ def _nearest(state: State, claim: Claim, core: Core, most: Sequence[int], possib
         )
         if fewer:
             found = True
-            yield Nearby(text=f"{typed(claim, {})}, {_replicas(fewer)}", replicas=fewer)
+            yield Nearby(text=typed(claim, {}, replicas=fewer), replicas=fewer)
     for index in core.requests:
         if most[index]:
             found = True
@@ -152,7 +155,11 @@ def _pairs(claim: Claim, possible: Test) -> tuple[int, list[int]] | None:
         counts = [claim.requests[i].count for i in concerned]
         if not concerned or counts[0] == "all":
             continue
-        fewer = _most(int(counts[0]) - 1, lambda n, who=concerned: possible(_counted(claim, dict.fromkeys(who, n))))
+
+        def fits(count: int, who: tuple[int, ...] = tuple(concerned)) -> bool | None:
+            return possible(_counted(claim, dict.fromkeys(who, count)))
+
+        fewer = _most(int(counts[0]) - 1, fits)
         if fewer:
             return fewer, concerned
     return None
@@ -180,8 +187,8 @@ def _fewer(state: State, claim: Claim, possible: Test) -> Nearby | None:
     return msgspec.structs.replace(made, text=typed(less, {})) if possible(less) else None
 
 
-def typed(claim: Claim, counts: dict[int, int], without: tuple[int, ...] = ()) -> str:
-    """Return a claim as one types it: kinds and counts, and what all of them share."""
+def typed(claim: Claim, counts: dict[int, int], without: tuple[int, ...] = (), replicas: int | None = None) -> str:
+    """Return a claim as one types it: kinds and counts, what all of them share, how many replicas."""
     words = [f"{request.kind.value}:{counts.get(i, request.count)}" for i, request in enumerate(claim.requests)]
     words += [
         f"--same {constraint.same}"
@@ -191,8 +198,7 @@ def typed(claim: Claim, counts: dict[int, int], without: tuple[int, ...] = ()) -
         and number not in without
         and set(constraint.requests) in (set(), set(request_names(claim.requests)))
     ]
+    many = claim.replicas if replicas is None else replicas
+    if claim.replicas > 1:
+        words[-1] += f", {many} replica{'s' * (many > 1)}"
     return " ".join(words)
-
-
-def _replicas(count: int) -> str:
-    return f"{count} replica{'s' * (count > 1)}"

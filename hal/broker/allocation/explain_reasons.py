@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from hal.broker.allocation.facts import ancestors, capacity_of, selector_of, why_unfit
-from hal.broker.allocation.places import Node, compiled_cel, has_profile
-from hal.broker.state import State
+from hal.broker.allocation.places import Node, has_profile
 from hal.model.claim import FRACTION, Request, Share
 from hal.model.device import Device
 from hal.model.lease import AllocatedDevice
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
 
 NODE = "node:"
 
@@ -44,6 +47,8 @@ def why_cordoned(state: State, device: Device) -> str | None:
 
 def why_unmatched(request: Request, device: Device) -> str | None:
     """Return which part of what was asked for a device of the kind is not."""
+    if request.cel:
+        from hal.model.cel import compile_cel  # the language is loaded when somebody speaks it
     if request.where:
         selector = selector_of(request.where)
         answer = selector.answer(device)
@@ -53,7 +58,7 @@ def why_unmatched(request: Request, device: Device) -> str | None:
             lacking = ", ".join(selector.unknown_names(device)) or "a value of the right type"
             return f"{request.where} is unknown: the device has no {lacking}"
     for text in request.cel:
-        why: str | None = compiled_cel(text).why(device)
+        why = compile_cel(text).why(device)
         if why is not None:
             return why
     for name, amount in sorted(request.capacity.items()):

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hal.broker.allocation.plain import Facts, Plain, of_kind
-from hal.broker.allocation.states import Situation, Table, table_of
-from hal.broker.state import State
+from hal.broker.allocation.states import Hardware, Situation, Table, table_of
 from hal.model.claim import Request
 from hal.model.device import Device
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
 
 SIGHTS = "sights"
 """Where the sights are in ``state.views``."""
 MOST_SIGHTS = 64
 
 
+_NONE = (0, 0, 0, False)
+
+
 class Sight:
     """One request (its alternatives aside) over all nodes.
 
     ``there`` counts the devices of its kind, ``matching`` those that are what was asked for, ``free`` those that could
-    be given now.
+    be given now. ``fated`` counts the nodes where devices share their fate.
     """
 
     def __init__(self, state: State, request: Request) -> None:
         self.request = request
         self.plain = Plain((request,), (), (), ("it",))
-        self.there = self.matching = self.free = 0
+        self.there = self.matching = self.free = self.fated = 0
         self._seen = -1
-        self._facts: dict[int, Facts] = {}
-        self._counts: list[tuple[int, int, int]] = []
+        self._facts: dict[Hardware, Facts] = {}
+        self._counts: list[tuple[int, int, int, bool]] = []
         self._refused: dict[int, None] = {}
+        self._by_free: dict[int, dict[int, None]] = {}
         self._table: Table = table_of(state, self.plain.aspects(), self.plain.loose)
 
     def refresh(self, state: State) -> None:
         """Look at the nodes that changed since the last time."""
-        self._table = table_of(state, self.plain.aspects(), self.plain.loose)
-        self._table.refresh(state)
+        table = table_of(state, self.plain.aspects(), self.plain.loose)
+        if table is not self._table:
+            self._table, self._seen = table, -1
+            self._facts.clear()
+        table.refresh(state)
         reached = state.forgotten_touches + len(state.touched)
         if reached == self._seen:
             return
-        self._counts.extend([(0, 0, 0)] * (len(state.nodes) - len(self._counts)))
+        self._counts.extend([_NONE] * (len(state.nodes) - len(self._counts)))
         start = self._seen - state.forgotten_touches
         every = self._seen < 0 or start < 0
         self._seen = reached
@@ -50,7 +61,7 @@ class Sight:
 
     def _update(self, index: int) -> None:
         situation = self._table.where[index]
-        counts = (0, 0, 0) if situation is None else self._count(situation)
+        counts = _NONE if situation is None else self._count(situation)
         before = self._counts[index]
         if counts == before:
             return
@@ -58,23 +69,44 @@ class Sight:
         self.there += counts[0] - before[0]
         self.matching += counts[1] - before[1]
         self.free += counts[2] - before[2]
+        self.fated += counts[3] - before[3]
+        if before[2]:
+            del self._by_free[before[2]][index]
+        if counts[2]:
+            self._by_free.setdefault(counts[2], {})[index] = None
         if counts[0] > counts[2]:
             self._refused[index] = None
         else:
             self._refused.pop(index, None)
 
-    def _count(self, situation: Situation) -> tuple[int, int, int]:
+    def _count(self, situation: Situation) -> tuple[int, int, int, bool]:
         facts = self.facts(situation)
         kind = of_kind(facts.layout.kinds, self.request.kind)
-        return kind.bit_count(), facts.matching[0].bit_count(), facts.available(situation)[0].bit_count()
+        free = facts.available(situation)[0]
+        return kind.bit_count(), facts.matching[0].bit_count(), free.bit_count(), bool(facts.layout.fate)
 
     def facts(self, situation: Situation) -> Facts:
         """Return how the request looks on the hardware of a situation."""
-        number = situation.hardware.number
-        facts = self._facts.get(number)
-        if facts is None or facts.layout is not situation.hardware.layout:
-            facts = self._facts[number] = Facts(self.plain, situation.hardware)
+        facts = self._facts.get(situation.hardware)
+        if facts is None:
+            if len(self._facts) > 4096:
+                self._facts.clear()
+            facts = self._facts[situation.hardware] = Facts(self.plain, situation.hardware)
         return facts
+
+    def fullest(self, most: int) -> list[int]:
+        """Return the numbers of a few nodes with as many free devices as any."""
+        found: list[int] = []
+        for free in sorted(self._by_free, reverse=True):
+            found += islice(self._by_free[free], most - len(found))
+            if len(found) >= most:
+                break
+        return found
+
+    @property
+    def most_on_a_node(self) -> int:
+        """The most free devices that one node has."""
+        return max((free for free, nodes in self._by_free.items() if nodes), default=0)
 
     def refused(self, state: State) -> Iterator[Device]:
         """Yield the allocatable devices of the kind that cannot be given now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from hal.broker.allocation.choice import Cause, GangShort, NoNode, Refusal
 from hal.broker.allocation.explain_conflict import Core
@@ -11,8 +12,10 @@ from hal.broker.allocation.explain_reasons import why_not, why_unmatched
 from hal.broker.allocation.explain_sight import Sight, sight_of
 from hal.broker.allocation.problem import Conflict
 from hal.broker.allocation.view import View, view_of
-from hal.broker.state import State
 from hal.model.claim import Claim, Constraint, Gather, Locality, Request, request_names
+
+if TYPE_CHECKING:
+    from hal.broker.state import State
 
 _PLACES = {
     Locality.NODE.value: "node",

@@ -129,7 +129,7 @@ def nodes_of(lease: Lease) -> dict[int, str]:
 def allowed(world: World, claim: Claim, expected: Best) -> list[Best]:
     """Return what is as good as it gets."""
     if claim.gang is None or claim.gang.how.value != "fewest":
-        return [expected, *(replace_places(expected, n) for n in range(claim.max_replicas or claim.replicas + 1))]
+        return [expected, *(replace_places(expected, n) for n in range((claim.max_replicas or claim.replicas) + 1))]
     return list(gang(world, claim))
 
 

@@ -77,7 +77,11 @@ def test_of_a_gang_there_are_fewer_replicas_or_another_way_to_lie():
     assert told.conflict.gang
     assert "3 replicas in one rack" in told.conflict.text
     assert told.nearby[0].replicas == 2
-    assert told.nearest == ("gpu:4, 2 replicas", "gpu:4, not as 3 replicas in one rack")
+    assert told.nearest == (
+        "gpu:4, 2 replicas",
+        "gpu:2, 3 replicas",
+        "gpu:4, 3 replicas, not as 3 replicas in one rack",
+    )
     many = explain(state, claim("c", "gpu", 4, replicas=5))
     assert many.conflict.replicas
     assert not many.conflict.gang
