@@ -21,6 +21,7 @@ from hal.api.surface import TenantReport, Waiting
 from hal.api.wire import WhoAmI
 from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Queued
+from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
 from hal.broker.snapshot import Cordon
 from hal.errors import LeaseEnded
 from hal.interfaces.deadline import Deadline
@@ -303,6 +304,19 @@ class Client:
     async def repair(self, device: str, **words: Any) -> Repair:
         """See :class:`~hal.api.surface.Broker`."""
         return await self._run(calls.repair(device, words))
+
+    async def audit(self, since: int = 0) -> AsyncIterator[AuditLine]:
+        """Yield the lines of the audit trail after a sequence; for operators."""
+        more = True
+        while more:
+            page = await self._run(calls.audit(since))
+            for line in page.lines:
+                yield line
+            since, more = page.next, page.more
+
+    async def verify_audit(self, anchor: Anchor | None = None) -> AuditReport:
+        """Check the whole audit trail, and that a remembered line is still there; for operators."""
+        return await self._run(calls.verify_audit(anchor))
 
     async def whoami(self) -> WhoAmI:
         """Return whom the server takes us for."""

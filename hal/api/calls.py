@@ -19,6 +19,7 @@ from hal.api.local import Status
 from hal.api.surface import TenantReport, Waiting
 from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Granted, Queued, Refused, Undecided
+from hal.broker.journal.audit import Anchor, AuditReport
 from hal.broker.snapshot import Cordon
 from hal.errors import BrokerError, ClaimRefused
 from hal.model.claim import Claim
@@ -32,6 +33,7 @@ ATTEMPTS = 4
 STREAM_ATTEMPTS = 10
 """A server that starts anew is waited for, some seconds long."""
 LONGEST_STREAM_SECONDS = 3600.0
+AUDIT_SECONDS = 600.0
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -104,6 +106,8 @@ _CORDONS: Callable[[bytes], tuple[Cordon, ...]] = _reader(w.Cordons, lambda foun
 _TENANTS: Callable[[bytes], tuple[TenantReport, ...]] = _reader(w.Tenants, lambda found: found.tenants)
 _TENANT: Callable[[bytes], TenantReport] = _reader(TenantReport, lambda found: found)
 _REPAIR: Callable[[bytes], Repair] = _reader(Repair, lambda found: found)
+_TRAIL: Callable[[bytes], w.Trail] = _reader(w.Trail, lambda found: found)
+_AUDIT_REPORT: Callable[[bytes], AuditReport] = _reader(AuditReport, lambda found: found)
 _WHOAMI: Callable[[bytes], w.WhoAmI] = _reader(w.WhoAmI, lambda found: found)
 
 
@@ -224,6 +228,17 @@ def repair(device: str, words: dict[str, Any]) -> Call[Repair]:
     """Repair a device."""
     body = w.RepairBody(device=device, **words)
     return Call("POST", "/v1/repairs", _REPAIR, _ENCODER.encode(body), seconds=body.deadline_seconds)
+
+
+def audit(since: int) -> Call[w.Trail]:
+    """One page of the audit trail."""
+    return Call("GET", "/v1/audit", _TRAIL, query={"since": str(since)})
+
+
+def verify_audit(anchor: Anchor | None) -> Call[AuditReport]:
+    """Check the whole trail."""
+    query = {} if anchor is None else {"anchor": f"{anchor.sequence}:{anchor.hash}"}
+    return Call("GET", "/v1/audit/report", _AUDIT_REPORT, query=query, seconds=AUDIT_SECONDS)
 
 
 def whoami() -> Call[w.WhoAmI]:

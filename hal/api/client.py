@@ -19,6 +19,7 @@ from hal.api.surface import TenantReport, Waiting
 from hal.api.wire import Unreachable, WhoAmI
 from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Queued
+from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
 from hal.broker.snapshot import Cordon
 from hal.errors import DeadlineExceeded
 from hal.interfaces.deadline import Deadline
@@ -199,6 +200,18 @@ class Client:
     def repair(self, device: str, **words: Any) -> Repair:
         """See :class:`~hal.api.surface.Broker`."""
         return self._run(calls.repair(device, words))
+
+    def audit(self, since: int = 0) -> Iterator[AuditLine]:
+        """Yield the lines of the audit trail after a sequence; for operators."""
+        more = True
+        while more:
+            page = self._run(calls.audit(since))
+            yield from page.lines
+            since, more = page.next, page.more
+
+    def verify_audit(self, anchor: Anchor | None = None) -> AuditReport:
+        """Check the whole audit trail, and that a remembered line is still there; for operators."""
+        return self._run(calls.verify_audit(anchor))
 
     def whoami(self) -> WhoAmI:
         """Return whom the server takes us for."""

@@ -9,6 +9,7 @@ import msgspec
 from hal import errors
 from hal.api.surface import TenantReport, Waiting
 from hal.broker.command import Granted, Queued, Refused, Undecided
+from hal.broker.journal.audit import AuditLine
 from hal.broker.journal.store import Compacted
 from hal.broker.snapshot import Cordon
 from hal.errors import BrokerError, HalError
@@ -129,6 +130,14 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str
     detail: str = ""
+
+
+class Trail(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the audit trail; ``next`` is the cursor for what follows."""
+
+    lines: tuple[AuditLine, ...]
+    next: int
+    more: bool = False
 
 
 class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):

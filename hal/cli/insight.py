@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Iterable
 
 from hal.broker.allocation.explain import DeviceReason
+from hal.cli.asking import now_of, open_any, print_json, when
 from hal.cli.claims import claim_of
-from hal.cli.leases import open_local, print_json
 
 MOST_NAMES = 8
 
 
 def do_status(options: argparse.Namespace) -> int:
     """``hal status``."""
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         found = broker.status()
     if options.json:
         print_json(found)
@@ -35,7 +35,7 @@ _RARE = {"fenced": "fenced", "unfit": "not fit", "tied": "tied to something held
 def do_explain(options: argparse.Namespace) -> int:
     """``hal explain``: would this claim be granted, and if not, why not; exit code 1 for no."""
     wanted = claim_of(options)
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         told = broker.explain(wanted)
     if options.json:
         print_json(told)
@@ -67,7 +67,7 @@ def grouped(reasons: Iterable[DeviceReason]) -> dict[str, list[str]]:
 
 def do_repair(options: argparse.Namespace) -> int:
     """``hal repair``: exit code 1 if it is still kept back."""
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         done = broker.repair(
             options.device,
             scrub=options.scrub,
@@ -82,3 +82,23 @@ def do_repair(options: argparse.Namespace) -> int:
         print(f"  cleared: {condition.type} ({condition.severity.value}): {condition.evidence}")
     print("  it may be claimed again" if done.unfit is None else f"  it is still kept back: {done.unfit}")
     return 0 if done.unfit is None else 1
+
+
+def do_queue(options: argparse.Namespace) -> int:
+    """``hal queue``."""
+    with open_any(options) as broker:
+        waiting = broker.queue(options.tenant)
+        now = now_of(broker)
+    if options.json:
+        print_json({"waiting": waiting})
+        return 0
+    for one in waiting:
+        starts = f", expected {when(one.starts_at, now)}" if one.starts_at is not None else ""
+        why = f": {one.why}" if one.why else ""
+        print(
+            f"{one.position:>4}  {one.claim.id}  tenant {one.claim.tenant}  priority {one.claim.priority}  "
+            f"{now - one.since:.0f} s in the queue{starts}{why}"
+        )
+    if not waiting:
+        print("nobody waits")
+    return 0

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from hal.api.local import LocalBroker
-from hal.api.opening import open_broker
 from hal.cli.abilities import abilities
+from hal.cli.asking import now_of, open_any, print_json
 from hal.cli.claims import claim_of
+from hal.cli.waiting import wait_in_queue
 from hal.drivers.guarded import describe
-from hal.errors import HalError
+from hal.errors import ClaimRefused, HalError
 from hal.model.lease import Lease
 
 if TYPE_CHECKING:
     from hal.api.held import HeldLease
-
-
-def open_local(options: argparse.Namespace) -> LocalBroker:
-    """Open the broker as the options of every command say; what could not be looked at is said on standard error."""
-    broker = open_broker(state=options.state, deadline_seconds=options.wait)
-    for problem in broker.problems:
-        hint = f" (try: {problem.hint})" if problem.hint else ""
-        print(f"hal: {problem.source} during {problem.step}: {problem.detail}{hint}", file=sys.stderr)
-    return broker
-
-
-def print_json(value: Any) -> None:
-    """Print a value for programs."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    from hal.broker.command import Answer
+    from hal.cli.asking import AnyBroker
+    from hal.model.claim import Claim
 
 
 def _left(lease: Lease, now: float) -> str:
@@ -42,7 +27,8 @@ def _left(lease: Lease, now: float) -> str:
     return f"{seconds:.0f} s left" if seconds < 600 else f"{seconds / 60:.0f} min left"
 
 
-def _print_lease(lease: Lease, now: float) -> None:
+def print_lease(lease: Lease, now: float) -> None:
+    """Print a lease with its devices for people."""
     print(f"lease {lease.id}  {lease.state.value}  tenant {lease.tenant}  fence {lease.fence}  {_left(lease, now)}")
     for device in lease.devices:
         print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}")
@@ -57,21 +43,46 @@ def quoted(value: str) -> str:
 def do_claim(options: argparse.Namespace) -> int:
     """``hal claim``."""
     wanted = claim_of(options)
-    with open_local(options) as broker:
-        held = broker.claim(wanted)
-        if options.json:
-            print_json({"lease": held.lease, "ticket": held.ticket(), "environment": held.env()})
-        else:
-            _print_lease(held.lease, broker.ledger.clock.now())
-            print(
-                f'use it: eval "$(hal env {shlex.quote(held.id)})"    give it back: hal release {shlex.quote(held.id)}'
-            )
+    if options.dry_run:
+        return _dry_run(options, wanted)
+    if wanted.wait:
+        lease_id = wait_in_queue(options, wanted)
+        with open_any(options) as broker:
+            return _show_claim(options, broker, broker.get(lease_id))
+    with open_any(options) as broker:
+        return _show_claim(options, broker, broker.claim(wanted))
+
+
+def _show_claim(options: argparse.Namespace, broker: AnyBroker, held: HeldLease) -> int:
+    if options.json:
+        print_json({"lease": held.lease, "ticket": held.ticket(), "environment": held.env()})
+        return 0
+    print_lease(held.lease, now_of(broker))
+    print(f'use it: eval "$(hal env {shlex.quote(held.id)})"    give it back: hal release {shlex.quote(held.id)}')
     return 0
+
+
+def _dry_run(options: argparse.Namespace, wanted: Claim) -> int:
+    from hal.broker.command import Granted, Queued, Refused
+
+    with open_any(options) as broker:
+        answer: Answer = broker.submit([wanted], dry_run=True)[0]
+    if options.json:
+        print_json({"answer": answer})
+    elif isinstance(answer, Granted):
+        print("it would be granted: " + ", ".join(f"{one.node}/{one.name}" for one in answer.lease.devices))
+    elif isinstance(answer, Queued):
+        print(f"it would wait at position {answer.position} of the queue{f': {answer.why}' if answer.why else ''}")
+    elif isinstance(answer, Refused):
+        raise ClaimRefused(answer.reason, device=wanted.id, during="claim", hint="hal explain, with the same words")
+    else:
+        print("undecided: the search was given up")
+    return 0 if isinstance(answer, Granted | Queued) else 1
 
 
 def do_open(options: argparse.Namespace) -> int:
     """``hal open``: open the devices of a lease in this process and show what each can do."""
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         held = broker.get(options.lease)
     devices = [held.find(options.device)] if options.device else list(held.devices)
     rows = [_look(held, device.id) for device in devices]
@@ -104,7 +115,7 @@ def _look(held: HeldLease, device_id: str) -> dict[str, Any]:
 
 def do_env(options: argparse.Namespace) -> int:
     """``hal env``: print the lease's environment for a POSIX shell."""
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         held = broker.get(options.lease)
         variables = held.env()
     if options.json:
@@ -125,17 +136,22 @@ def do_release(options: argparse.Namespace) -> int:
     return _with_lease(options, lambda broker: broker.release(options.lease, options.tenant))
 
 
-def _with_lease(options: argparse.Namespace, work: Callable[[LocalBroker], Lease]) -> int:
-    with open_local(options) as broker:
+def do_resize(options: argparse.Namespace) -> int:
+    """``hal resize``."""
+    return _with_lease(options, lambda broker: broker.resize(options.lease, options.replicas, options.tenant))
+
+
+def _with_lease(options: argparse.Namespace, work: Callable[[AnyBroker], Lease]) -> int:
+    with open_any(options) as broker:
         lease = work(broker)
-        fenced = {name: held.why for name, held in broker.state.fenced.items() if held.lease == lease.id}
+        fenced = {one.device.id: one.why for one in broker.status().fenced if one.lease == lease.id}
         if options.json:
             print_json({"lease": lease, "fenced": fenced})
             return 0
         if lease.why_ended:
             print(f"lease {lease.id}  {lease.state.value}: {lease.why_ended}")
         else:
-            _print_lease(lease, broker.ledger.clock.now())
+            print_lease(lease, now_of(broker))
         for name, why in fenced.items():
             print(f"  {name} stays fenced: {why}")
     return 0
@@ -143,25 +159,13 @@ def _with_lease(options: argparse.Namespace, work: Callable[[LocalBroker], Lease
 
 def do_list(options: argparse.Namespace) -> int:
     """``hal list``."""
-    with open_local(options) as broker:
+    with open_any(options) as broker:
         leases = broker.list(options.tenant)
         if options.json:
             print_json({"leases": leases})
             return 0
         for lease in leases:
-            _print_lease(lease, broker.ledger.clock.now())
+            print_lease(lease, now_of(broker))
         if not leases:
             print("no leases")
-    return 0
-
-
-def do_events(options: argparse.Namespace) -> int:
-    """``hal events``."""
-    with open_local(options) as broker:
-        for event in broker.events(options.since):
-            if options.json:
-                sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
-            else:
-                at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-                print(f"{event.revision:>6}  {at}  {event.type.value:<10} {event.subject}  {event.detail}")
     return 0

@@ -49,6 +49,7 @@ class FakeBroker:
         self.oldest = 0
         self.fence = 0
         self.submits: list[int] = []
+        self.actors: list[str] = []
         self.fail: Exception | None = None
         self.slow = 0.0
 
@@ -85,13 +86,14 @@ class FakeBroker:
         self._happened(EventType.GRANTED, claim.id, claim.tenant)
         return lease
 
-    def submit(self, claims, *, dry_run=False):
+    def submit(self, claims, *, dry_run=False, actors=None):
         with self.lock:
             if self.fail is not None:
                 raise self.fail
             time.sleep(self.slow)
             if not dry_run:
                 self.submits.append(len(claims))
+                self.actors += actors or []
             return [self._decide(claim, dry_run) for claim in claims]
 
     def _decide(self, claim, dry_run):
@@ -190,14 +192,14 @@ class FakeBroker:
             self._happened(EventType.RENEWED, lease_id, lease.tenant)
             return lease
 
-    def resize(self, lease_id, replicas, tenant=None):
+    def resize(self, lease_id, replicas, tenant=None, actor=None):
         with self.lock:
             lease = self._find(lease_id, tenant)
             if replicas > 1:
                 raise ClaimRefused("no room", device=lease_id, during="resize")
             return lease
 
-    def release(self, lease_id, tenant=None):
+    def release(self, lease_id, tenant=None, actor=None):
         with self.lock:
             over = self.ended.get(lease_id)
             if over is not None and below(over.tenant, tenant):
@@ -288,11 +290,11 @@ class FakeBroker:
     def tenants(self, tenant=None):
         return tuple(TenantReport(tenant=one) for one in self.said.values() if below(one.path, tenant))
 
-    def set_tenant(self, tenant: Tenant):
+    def set_tenant(self, tenant: Tenant, by="operator"):
         self.said[tenant.path] = tenant
         return TenantReport(tenant=tenant)
 
-    def remove_tenant(self, path):
+    def remove_tenant(self, path, by="operator"):
         self.said.pop(path, None)
 
     def repair(self, device, *, scrub=False, by_operator=None, deadline_seconds=120.0):

@@ -23,7 +23,7 @@ from hal.api.server.config import Config
 from hal.api.server.heart import Heart
 from hal.api.server.listen import listen_tcp, listen_unix, server_tls
 from hal.api.server.peers import protocol
-from hal.api.server.verbs import Verbs
+from hal.api.server.verbs import Trail, Verbs
 from hal.api.surface import Broker
 from hal.api.tokens import read_key
 from hal.model.device import Device
@@ -88,7 +88,7 @@ class Service:
     """The broker behind its sockets; :meth:`run` returns when it was told to stop.
 
     ``maintain`` does what is due and returns when it is needed next, ``look`` looks at all devices again, ``head``
-    returns the journal's revision, ``devices`` what was seen last.
+    returns the journal's revision, ``devices`` what was seen last; ``trail`` reads the audit trail.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Service:
         look: Callable[[], object],
         head: Callable[[], int],
         devices: Callable[[], Sequence[Device]],
+        trail: Trail | None = None,
     ) -> None:
         self._config = config
         self._unix = unix
@@ -108,7 +109,7 @@ class Service:
         self._tls = server_tls(config.tls, tokens=self._key is not None) if config.tls is not None else None
         self.bell = Bell(broker, head)
         self.heart = Heart(maintain, look, config.tick_seconds, config.look_seconds)
-        self.verbs = Verbs(broker, config.limits, self.bell, self.heart, devices)
+        self.verbs = Verbs(broker, config.limits, self.bell, self.heart, devices, trail)
         self.app = App(self.verbs, Callers(config, self._key))
         self.addresses: list[str] = []
         self._server: _Uvicorn | None = None

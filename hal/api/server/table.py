@@ -11,6 +11,7 @@ from hal.api.server.routes import Handler, Param, Route
 from hal.api.server.verbs import Verbs
 from hal.api.surface import TenantReport
 from hal.broker.allocation.explain import Explanation
+from hal.broker.journal.audit import AuditReport
 from hal.model.claim import Claim, Request
 from hal.model.kind import Kind
 from hal.model.tenant import Tenant
@@ -276,6 +277,28 @@ def _for_operators(verbs: Verbs) -> tuple[Route, ...]:
             {204: None},
             (400, *_ABOUT_ONE),
             (path,),
+            operator=True,
+        ),
+        Route(
+            "GET",
+            "/v1/audit",
+            "audit",
+            "One page of the audit trail: who did what, each line sealed to the one before.",
+            verbs.audit,
+            {200: w.Trail},
+            (400, 409, 503),
+            (Param("since", "integer", "a line: what came after it", minimum=0, maximum=(1 << 63) - 1),),
+            operator=True,
+        ),
+        Route(
+            "GET",
+            "/v1/audit/report",
+            "verify_audit",
+            "Check that no line of the audit trail was changed, dropped or put in.",
+            verbs.verify_audit,
+            {200: AuditReport},
+            (400, 409, 503),
+            (Param("anchor", "string", "a line that you remember, LINE:HASH"),),
             operator=True,
         ),
         Route(

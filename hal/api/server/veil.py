@@ -10,7 +10,7 @@ import msgspec
 from hal.api.local import Status
 from hal.api.server.callers import Caller
 from hal.api.surface import Broker
-from hal.broker.allocation.explain import Explanation
+from hal.broker.allocation.explain import Conflicting, Explanation
 from hal.broker.command import Answer, Queued, Refused
 
 _WORD = re.compile(r"[^\s,;:()'\"]+")
@@ -58,8 +58,13 @@ class Veil:
             told,
             reason=self.text(told.reason, "not enough devices are free: others hold them"),
             devices=tuple(msgspec.structs.replace(row, reason=self.text(row.reason)) for row in told.devices),
-            nearest=tuple(self.text(row, "") for row in told.nearest),
+            conflict=self._conflict(told.conflict),
         )
+
+    def _conflict(self, conflict: Conflicting | None) -> Conflicting | None:
+        if conflict is None:
+            return None
+        return msgspec.structs.replace(conflict, text=self.text(conflict.text, "others hold what it needs"))
 
     def status(self, status: Status, count: Callable[[], int]) -> Status:
         """Return the status with this tenant's own leases counted, and nothing said of others' fenced devices."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -22,8 +22,9 @@ from hal.api.server.gather import Gatherer
 from hal.api.server.heart import Heart
 from hal.api.server.routes import Ask
 from hal.api.server.veil import Veil
-from hal.api.surface import Broker
+from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Granted, Queued, Refused, Undecided
+from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
 from hal.errors import BrokerError, ClaimRefused, LeaseNotFound
 from hal.interfaces.deadline import Deadline
 from hal.model.claim import Claim
@@ -31,6 +32,20 @@ from hal.model.device import Device
 from hal.model.lease import LeaseState
 
 _T = TypeVar("_T")
+
+
+class Trail(Protocol):
+    """Who can read the audit trail: a store of the journal."""
+
+    def audit(self, since: int = 0, limit: int = 1000) -> Sequence[AuditLine]:
+        """Return lines after a sequence."""
+        ...
+
+    def verify_audit(self, anchor: Anchor | None = None) -> AuditReport:
+        """Check the whole trail."""
+        ...
+
+
 _RATES_SECONDS = 2.0
 _COUNT_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 1.0
@@ -42,24 +57,26 @@ class Verbs:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Any,
         limits: Limits,
         bell: Bell,
         heart: Heart,
         devices: Callable[[], Sequence[Device]],
+        trail: Trail | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.broker = broker
+        self.broker: Any = broker  # a Broker that also takes who asks, for the audit trail
         self.limits = limits
         self.bell = bell
         self.heart = heart
         self.buckets = Buckets(limits, clock)
         self._devices = devices
+        self._trail = trail
         self._clock = clock
         self._commits = ThreadPoolExecutor(1, "hal-commit")
         self._threads = ThreadPoolExecutor(4, "hal-verb")
         self._slow = ThreadPoolExecutor(1, "hal-slow")
-        self.gatherer = Gatherer(lambda claims: broker.submit(claims), self._commits)
+        self.gatherer = Gatherer(lambda claims, who: broker.submit(claims, actors=who), self._commits)
         self._rates_at = float("-inf")
         self._counted_at = float("-inf")
         self._open: Counter[str] = Counter()
@@ -127,7 +144,7 @@ class Verbs:
     async def _submit(self, ask: Ask, asked: Sequence[Claim]) -> list[Answer]:
         claims = await self._admit(ask, asked)
         await self._check_open(claims)
-        answers = await self.gatherer.submit(claims)
+        answers = await self.gatherer.submit(claims, ask.caller.name)
         if any(isinstance(answer, Granted) and answer.lease.state is LeaseState.BOUND for answer in answers):
             self.heart.kick()
         return answers
@@ -177,7 +194,8 @@ class Verbs:
         """Why not."""
         claim = (await self._admit(ask, [ask.body]))[0]
         veil = Veil(self.broker, ask.caller)
-        return await self.call(lambda: veil.explanation(self.broker.explain(claim)))
+        told: Explanation = await self.call(lambda: veil.explanation(self.broker.explain(claim)))
+        return told
 
     async def queue(self, ask: Ask) -> msgspec.Struct:
         """The waiting claims of this tenant and those below."""
@@ -215,7 +233,7 @@ class Verbs:
         """Resize."""
         self._must_be_mine(ask)
         scope = ask.caller.narrowed(ask.get("tenant"))
-        lease = await self.call(self.broker.resize, ask.get("id"), ask.body.replicas, scope)
+        lease = await self.call(self.broker.resize, ask.get("id"), ask.body.replicas, scope, ask.caller.name)
         self.heart.kick()
         return w.LeaseReply(lease=lease)
 
@@ -223,7 +241,7 @@ class Verbs:
         """Release, or leave the queue."""
         self._must_be_mine(ask)
         scope = ask.caller.narrowed(ask.get("tenant"))
-        lease = await self.call(self.broker.release, ask.get("id"), scope)
+        lease = await self.call(self.broker.release, ask.get("id"), scope, ask.caller.name)
         self.heart.kick()
         return w.LeaseReply(lease=lease)
 
@@ -295,15 +313,40 @@ class Verbs:
     async def set_tenant(self, ask: Ask) -> msgspec.Struct:
         """Say what a tenant may have."""
         self._rates_at = float("-inf")
-        report = await self.call(self.broker.set_tenant, ask.body)
+        report = await self.call(self.broker.set_tenant, ask.body, ask.caller.name)
         self.heart.kick()
         return report
 
     async def remove_tenant(self, ask: Ask) -> None:
         """Forget what was said."""
         self._rates_at = float("-inf")
-        await self.call(self.broker.remove_tenant, ask.get("path"))
+        await self.call(self.broker.remove_tenant, ask.get("path"), ask.caller.name)
         ask.status = 204
+
+    async def audit(self, ask: Ask) -> msgspec.Struct:
+        """One page of the audit trail."""
+        since = ask.get("since") or 0
+        lines = await self.call(self._the_trail.audit, since, PAGE + 1)
+        kept = tuple(lines[:PAGE])
+        return w.Trail(lines=kept, next=kept[-1].sequence if kept else since, more=len(lines) > PAGE)
+
+    async def verify_audit(self, ask: Ask) -> msgspec.Struct:
+        """Whether the audit trail is whole; reading all of it takes a while."""
+        number, _, digest = (ask.get("anchor") or "").partition(":")
+        anchor = None
+        if number:
+            if not (number.isascii() and number.isdecimal() and len(number) < 19 and len(digest) == 64):
+                raise w.BadRequest("that is no anchor", during="audit", hint="anchor=LINE:HASH")
+            anchor = Anchor(int(number), digest)
+        work = partial(self._the_trail.verify_audit, anchor)
+        found: msgspec.Struct = await asyncio.get_running_loop().run_in_executor(self._slow, work)
+        return found
+
+    @property
+    def _the_trail(self) -> Trail:
+        if self._trail is None:
+            raise BrokerError("this server keeps no audit trail", during="audit", hint="hal serve keeps one")
+        return self._trail
 
     async def repair(self, ask: Ask) -> msgspec.Struct:
         """Repair a device; it may take minutes, and one is repaired at a time."""

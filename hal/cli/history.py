@@ -1,0 +1,99 @@
+"""The commands of ``hal`` that tell what happened: events, and the audit trail."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hal.cli.asking import open_any, print_json
+from hal.errors import UsageError
+from hal.interfaces.deadline import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
+    from hal.cli.asking import AnyBroker
+    from hal.model.event import Event
+
+_LOOK_SECONDS = 1.0
+
+
+def do_events(options: argparse.Namespace) -> int:
+    """``hal events``; with ``--follow`` it goes on until it is stopped."""
+    from hal.api.client import Client
+
+    since: int = options.since
+    deadline = Deadline.never() if options.for_seconds is None else Deadline.after(options.for_seconds)
+    while True:
+        with open_any(options) as broker:
+            for event in broker.events(since, options.tenant):
+                since = event.revision
+                _print(event, options.json)
+            if options.follow and isinstance(broker, Client):
+                for event in broker.watch(since, deadline, options.tenant):
+                    since = event.revision
+                    _print(event, options.json)
+        if not options.follow or deadline.expired:
+            return 0
+        time.sleep(min(_LOOK_SECONDS, deadline.remaining_seconds))  # others need the journal, too
+
+
+def _print(event: Event, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+    else:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+        print(f"{event.revision:>6}  {at}  {event.type.value:<10} {event.subject}  {event.detail}")
+    sys.stdout.flush()
+
+
+def do_audit(options: argparse.Namespace) -> int:
+    """``hal audit``: exit code 1 if the trail was tampered with."""
+    with open_any(options) as broker:
+        if options.verify:
+            report = _verify(broker, _anchor(options.anchor))
+            if options.json:
+                print_json(report)
+            elif report.ok:
+                head = f"{report.head.sequence}:{report.head.hash}"
+                print(f"{report.lines} lines, none changed, dropped or put in; remember {head}")
+            else:
+                print(f"the trail is broken at line {report.broken}: {report.why}")
+            return 0 if report.ok else 1
+        for line in _lines(broker, options.since):
+            if options.json:
+                sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+                continue
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.at))
+            detail = f"  {line.detail}" if line.detail else ""
+            print(f"{line.sequence:>6}  {at}  {line.actor:<12} {line.verb:<10} {line.subject}  {line.tenant}{detail}")
+    return 0
+
+
+def _lines(broker: AnyBroker, since: int) -> Iterator[AuditLine]:
+    from hal.api.client import Client
+    from hal.broker.journal.store import read_trail
+
+    return broker.audit(since) if isinstance(broker, Client) else read_trail(broker.ledger.store, since)
+
+
+def _verify(broker: AnyBroker, anchor: Anchor | None) -> AuditReport:
+    from hal.api.client import Client
+
+    return broker.verify_audit(anchor) if isinstance(broker, Client) else broker.ledger.store.verify_audit(anchor)
+
+
+def _anchor(text: str | None) -> Anchor | None:
+    from hal.broker.journal.audit import Anchor
+
+    if text is None:
+        return None
+    number, _, digest = text.partition(":")
+    if not (number.isascii() and number.isdecimal() and len(digest) == 64):
+        raise UsageError(f"{text[:80]!r} is no anchor", during="audit", hint="LINE:HASH, from hal audit --verify")
+    return Anchor(int(number), digest)
