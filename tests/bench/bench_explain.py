@@ -25,7 +25,7 @@ GOAL_SECONDS = 0.001
 def refused() -> dict[str, Claim]:
     """Return claims that such a data center cannot meet, by what is in their way."""
     pairs = (request("gpu", 8, name="g"), request("rnic", 8, name="n"))
-    big = (request("gpu", 4, "memory_bytes >= 80*GiB", "g"), request("rnic", 4, name="n"), request("gpu", 4, name="h"))
+    big = (request("gpu", 4, "memory_bytes >= 80*GiB", "g"), request("rnic", 4, name="n"), request("gpu", 5, name="h"))
     other = (Request(kind=Kind.RNIC, count=8, cost=1.0), Request(kind=Kind.DPU, cost=2.0))
     rules = (Constraint(same="node", requests=("g", "n")), Constraint(same="numa", requests=("h",)))
     return {

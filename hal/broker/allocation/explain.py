@@ -12,7 +12,7 @@ from hal.broker.allocation.explain_conflict import Core, smallest
 from hal.broker.allocation.explain_nearest import Nearby, most_of, nearest
 from hal.broker.allocation.explain_reasons import why_not
 from hal.broker.allocation.explain_sight import sight_of
-from hal.broker.allocation.explain_trial import is_possible
+from hal.broker.allocation.explain_trial import is_counted_out, is_possible
 from hal.broker.allocation.explain_words import core_words, refusal_words
 from hal.broker.allocation.view import allocate, shape_of, view_of
 from hal.model.claim import Claim, Count, request_names
@@ -34,6 +34,7 @@ __all__ = [
 
 MOST_DEVICES = 64
 """How many devices are listed with their reason if nothing else is said."""
+FEW_NODES = 64
 FOUND = "found"
 """Where what was found of claims is in ``state.views``, for as long as nothing changes."""
 MOST_FOUND = 256
@@ -117,7 +118,9 @@ class _Found:
 def explain(state: State, claim: Claim, most_devices: int = MOST_DEVICES) -> Explanation:
     """Explain a claim without granting it."""
     check_claim(claim)
-    outcome = allocate(state, claim)
+    # On few machines it is quick to find the better words.
+    counted_out = len(state.nodes) > FEW_NODES and is_counted_out(state, claim)
+    outcome = None if counted_out else allocate(state, claim)
     if isinstance(outcome, Place):
         counts = tuple(0 if request.count == "all" else request.count for request in claim.requests)
         reports, devices, unlisted = _reports(state, claim, frozenset(), counts, most_devices)
@@ -129,7 +132,7 @@ def explain(state: State, claim: Claim, most_devices: int = MOST_DEVICES) -> Exp
             unlisted=unlisted,
             cost=outcome.cost,
         )
-    if outcome is None:
+    if outcome is None and not counted_out:
         reports, devices, unlisted = _reports(state, claim, frozenset(), (0,) * len(claim.requests), most_devices)
         return Explanation(
             feasible=False,
@@ -141,17 +144,17 @@ def explain(state: State, claim: Claim, most_devices: int = MOST_DEVICES) -> Exp
         )
     found = _found(state, claim)
     core, names = found.core, request_names(claim.requests)
+    alone = len(core.requests) + len(core.constraints) + core.gang + core.replicas == 1
+    text = f"{'this cannot be met' if alone else 'these cannot be met together'}: {core_words(claim, core)}"
     reports, devices, unlisted = _reports(state, claim, frozenset(core.requests), found.most, most_devices)
     return Explanation(
         feasible=False,
-        reason=refusal_text(state, claim, outcome),
+        reason=text if outcome is None else refusal_text(state, claim, outcome),
         requests=reports,
         devices=devices,
         nearest=tuple(near.text for near in found.near),
         conflict=Conflicting(
-            text=f"these cannot be met together: {core_words(claim, core)}"
-            if len(core.requests) + len(core.constraints) + core.gang + core.replicas > 1
-            else f"this cannot be met: {core_words(claim, core)}",
+            text=text,
             requests=tuple(names[i] for i in core.requests),
             constraints=core.constraints,
             gang=core.gang,

@@ -9,6 +9,7 @@ import msgspec
 
 from hal.broker.allocation.explain_conflict import Core, Test
 from hal.broker.allocation.explain_sight import sight_of
+from hal.broker.allocation.explain_trial import reach
 from hal.broker.allocation.explain_words import gang_words, rule_words
 from hal.model.claim import Claim, Request, request_names
 
@@ -71,9 +72,7 @@ def most_of(state: State, claim: Claim, core: Core, index: int, possible: Test) 
         return 0
     if any(rule.pairwise and _about(claim, number, index) for number, rule in enumerate(claim.constraints)):
         return 0
-    choices = (claim.requests[index], *claim.requests[index].or_else)
-    high = min(count - 1, max(sight_of(state, choice).free for choice in choices))
-    return _most(high, lambda fewer: possible(_counted(claim, {index: fewer})))
+    return _most(min(count - 1, reach(state, claim, index)), lambda fewer: possible(_counted(claim, {index: fewer})))
 
 
 def _about(claim: Claim, number: int, index: int) -> bool:

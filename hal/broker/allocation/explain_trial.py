@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hal.broker.allocation.choice import Place
-from hal.broker.allocation.explain_sight import Sight, sight_of
+from hal.broker.allocation.explain_sight import sight_of
 from hal.broker.allocation.view import allocate, allocate_if
 from hal.model.claim import Claim, Constraint, Locality, Request, request_names
 
@@ -22,40 +22,64 @@ _ON_ONE_NODE = (Locality.NODE.value, Locality.NUMA.value, Locality.PCI_SWITCH.va
 
 def is_possible(state: State, trial: Claim) -> bool | None:
     """Return whether a claim could be granted now; None if the search for it was given up."""
-    if not _is_whole(trial):
+    if is_counted_out(state, trial):
         return False
-    choices = [[(choice, sight_of(state, choice)) for choice in (r, *r.or_else)] for r in trial.requests]
     hard = [rule for rule in trial.constraints if rule.weight is None]
-    on_one_node = trial.replicas > 1 or trial.gang is not None or _covered(trial, hard)
-    for options in choices:
-        if not any(_enough(choice, sight, trial.replicas, on_one_node) for choice, sight in options):
-            return False
-    if not hard and trial.replicas == 1 and trial.gang is None and _is_plenty(choices):
-        return True
-    if not on_one_node and len(state.nodes) > 4 * FEW:
-        few = {index for options in choices for _, sight in options for index in sight.fullest(FEW)}
-        names = [state.nodes[index].name for index in sorted(few)]
-        if isinstance(allocate_if(state, trial, nodes=names), Place):
+    if trial.replicas == 1 and trial.gang is None:
+        if not hard and _is_plenty(state, trial.requests):
             return True
+        if len(state.nodes) > 4 * FEW and not _covered(trial, hard):
+            few = {index for r in trial.requests for c in (r, *r.or_else) for index in sight_of(state, c).fullest(FEW)}
+            names = [state.nodes[index].name for index in sorted(few)]
+            if isinstance(allocate_if(state, trial, nodes=names), Place):
+                return True
     outcome = allocate(state, trial)
     return None if outcome is None else isinstance(outcome, Place)
 
 
-def _enough(choice: Request, sight: Sight, replicas: int, on_one_node: bool) -> bool:
-    """False if there are too few free devices for this alone. (Some of the replicas may take another alternative.)"""
-    least = 1 if choice.count == "all" else choice.count
-    return sight.free >= least and (not on_one_node or sight.most_on_a_node >= least)
+def is_counted_out(state: State, trial: Claim) -> bool:
+    """Return whether counting the free devices of one request, on one node where they must be, is proof of no."""
+    return not _is_whole(trial) or any(
+        not any(most >= (1 if choice.count == "all" else choice.count) for choice, most in options)
+        for options in _reach(state, trial)
+    )
 
 
-def _is_plenty(choices: list[list[tuple[Request, Sight]]]) -> bool:
+def reach(state: State, trial: Claim, index: int) -> int:
+    """Return a number of devices that one request cannot exceed, whatever else is asked."""
+    return max(most for _, most in _reach(state, trial)[index])
+
+
+def _reach(state: State, trial: Claim) -> list[list[tuple[Request, int]]]:
+    hard = [rule for rule in trial.constraints if rule.weight is None]
+    gang = trial.replicas > 1 or trial.gang is not None
+    together = _together(trial, hard)
+    return [
+        [
+            (choice, sight.most_on_a_node if gang or i in together else sight.free)
+            for choice in (request, *request.or_else)
+            for sight in (sight_of(state, choice),)
+        ]
+        for i, request in enumerate(trial.requests)
+    ]
+
+
+def _together(trial: Claim, hard: list[Constraint]) -> set[int]:
+    """Return the numbers of the requests whose devices must lie on one node, each for itself at least."""
+    names = request_names(trial.requests)
+    about = [rule.requests or names for rule in hard if rule.same in _ON_ONE_NODE and not rule.pairwise]
+    return {i for i, name in enumerate(names) if any(name in some for some in about)}
+
+
+def _is_plenty(state: State, requests: tuple[Request, ...]) -> bool:
     """True if each request finds enough, whatever the others of its kind take, and nobody shares a fate."""
-    first = [options[0] for options in choices]
-    if any(choice.count == "all" or sight.fated for choice, sight in first):
+    sights = [sight_of(state, request) for request in requests]
+    if any(request.count == "all" for request in requests) or any(sight.fated for sight in sights):
         return False
     wanted: dict[str, int] = {}
-    for choice, _ in first:
-        wanted[choice.kind] = wanted.get(choice.kind, 0) + int(choice.count)
-    return all(sight.free >= wanted[choice.kind] for choice, sight in first)
+    for request in requests:
+        wanted[request.kind] = wanted.get(request.kind, 0) + int(request.count)
+    return all(sight.free >= wanted[r.kind] for r, sight in zip(requests, sights, strict=True))
 
 
 def _covered(trial: Claim, hard: list[Constraint]) -> bool:
