@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hal.broker.allocation.matching import Shortfall, match
 from hal.broker.allocation.problem import Bond, Budget, Order
 from hal.broker.allocation.solver_blocks import Kind
-from hal.broker.allocation.solver_rules import families, fullest_first, one_rule, split, union_of
+from hal.broker.allocation.solver_rules import disjoint, families, fullest_first, one_rule, split, union_of
 from hal.broker.allocation.solver_search import Search
 
 Bound = tuple[Bond, tuple[int, ...], tuple[int, ...]]
@@ -60,6 +60,9 @@ def _alone(masks: Sequence[int], rules: Sequence[Bound]) -> list[int]:
     same = [number for number, rule in enumerate(rules) if rule[0] is Bond.SAME and rule[2]]
     if len(same) < 2:
         return []
+    apart = sum([len(rule[2]) for rule in rules]) == len({i for rule in rules for i in rule[2]})
+    if apart and len(same) == len(rules) and len({rule[1] for rule in rules}) == 1 and disjoint(rules[0][1]):
+        return same
     found = []
     joints = {group for _, groups, _ in rules for group in groups}
     for number in same:
