@@ -61,7 +61,6 @@ def test_a_broker_works_through_monitors_while_one_driver_crashes_and_another_ha
         os.kill(nics.process.pid, signal.SIGSTOP)
         assert broker.claim("rnic", count=8).lease.devices, "the one that hung was killed, and others were taken"
         assert broker.claim("gpu", count=6).lease.devices
-        assert broker.claim("dpu").lease.devices
         nics.sample([d.id for d in devices if d.driver == nics.name], Deadline.after(10))
 
 
