@@ -63,7 +63,6 @@ class JournalFile:
             self.guard("open", lambda: wait_for(self._lock, folder, deadline))
             self._connection = self.guard("open", lambda: schema.prepare(self.path))
             self.guard("open", self.look)
-            self.reserve.restore()
         except BaseException:
             self.close()
             raise

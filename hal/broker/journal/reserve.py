@@ -15,11 +15,20 @@ STEP = 512 << 10
 
 
 class Reserve:
-    """A file without content that takes up :data:`BYTES` of the disk, or what is left of it."""
+    """A file without content that takes up :data:`BYTES` of the disk, or what is left of it.
+
+    It is made with the first claim.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self.left = 0
+        self.left = self._size()
+
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
 
     def restore(self) -> bool:
         """Make it whole again; False if there is no room for that."""
@@ -33,10 +42,7 @@ class Reserve:
             finally:
                 os.close(file)
         except OSError:
-            try:
-                self.left = self._path.stat().st_size
-            except OSError:
-                self.left = 0
+            self.left = self._size()
             return False
         return True
 

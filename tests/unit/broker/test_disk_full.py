@@ -60,6 +60,7 @@ def begun(folder):
     ledger = Ledger(store, ManualClock())
     ledger.execute(c.Begin(boot_id="b"))
     ledger.execute(c.Observe(devices=tuple(device for n in range(20) for device in server(f"n{n}"))))
+    assert (folder / "state" / reserve.FILE).stat().st_size == reserve.BYTES
     return ledger
 
 
@@ -139,6 +140,7 @@ def long_misery(folder):
     """Thousands of renewals and releases while the disk stays full: renewals leave half of the reserve to releases."""
     store = SqliteStore(folder / "state")
     store.append([JournalBegun(at=0.0, fence=1), BootSeen(at=0.0, boot_id="b")], 0)
+    assert (folder / "state" / reserve.FILE).stat().st_size == reserve.BYTES
     fill(folder)
     renewals = [LeaseRenewed(at=1.0, lease="x" * 1000, expires_at=2.0)] * 8
     renewed = 0
