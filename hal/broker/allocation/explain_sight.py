@@ -40,18 +40,19 @@ class Sight:
         self._counts: list[tuple[int, int, int, bool]] = []
         self._refused: dict[int, None] = {}
         self._by_free: dict[int, dict[int, None]] = {}
-        self._table: Table = table_of(state, self.plain.aspects(), self.plain.loose)
+        self._aspects = self.plain.aspects()
+        self._table: Table = table_of(state, self._aspects, self.plain.loose)
 
     def refresh(self, state: State) -> None:
         """Look at the nodes that changed since the last time."""
-        table = table_of(state, self.plain.aspects(), self.plain.loose)
+        if state.forgotten_touches + len(state.touched) == self._seen:
+            return
+        table = table_of(state, self._aspects, self.plain.loose)
         if table is not self._table:
             self._table, self._seen = table, -1
             self._facts.clear()
         table.refresh(state)
         reached = state.forgotten_touches + len(state.touched)
-        if reached == self._seen:
-            return
         self._counts.extend([_NONE] * (len(state.nodes) - len(self._counts)))
         start = self._seen - state.forgotten_touches
         every = self._seen < 0 or start < 0

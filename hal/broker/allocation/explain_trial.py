@@ -15,8 +15,9 @@ from hal.model.claim import Claim, Constraint, Locality, Request, request_names
 if TYPE_CHECKING:
     from hal.broker.state import State
 
-FEW = 16
-"""How many nodes with the most free devices are tried before all of them."""
+MANY = 64
+"""Of more nodes than these, the few with the most free devices are tried before all of them."""
+MOST_FEW = 32
 _ON_ONE_NODE = (Locality.NODE.value, Locality.NUMA.value, Locality.PCI_SWITCH.value)
 
 
@@ -28,13 +29,23 @@ def is_possible(state: State, trial: Claim) -> bool | None:
     if trial.replicas == 1 and trial.gang is None:
         if not hard and _is_plenty(state, trial.requests):
             return True
-        if len(state.nodes) > 4 * FEW and not _covered(trial, hard):
-            few = {index for r in trial.requests for c in (r, *r.or_else) for index in sight_of(state, c).fullest(FEW)}
-            names = [state.nodes[index].name for index in sorted(few)]
+        if len(state.nodes) > MANY and not _covered(trial, hard):
+            names = [state.nodes[index].name for index in _few(state, trial.requests)]
             if isinstance(allocate_if(state, trial, nodes=names), Place):
                 return True
     outcome = allocate(state, trial)
     return None if outcome is None else isinstance(outcome, Place)
+
+
+def _few(state: State, requests: tuple[Request, ...]) -> list[int]:
+    """Return the numbers of the nodes that have most free, about twice as many as would do."""
+    found: set[int] = set()
+    for request in requests:
+        for choice in (request, *request.or_else):
+            sight = sight_of(state, choice)
+            wanted = 1 if choice.count == "all" else 2 * choice.count
+            found.update(sight.fullest(min(MOST_FEW, wanted // max(1, sight.most_on_a_node) + 1)))
+    return sorted(found)
 
 
 def is_counted_out(state: State, trial: Claim) -> bool:
