@@ -65,7 +65,8 @@ class Conflict:
     """A proof of no: these requests under these rules cannot be met together, and without any one of them they can.
 
     ``needed`` and ``available`` count devices where numbers alone are the proof (Hall: the requests together need more
-    than all that fit any of them); ``fate`` is True if devices that share their fate are part of the conflict.
+    than all that fit any of them; with one rule, what the rule leaves: devices of the best group, groups, or tuples);
+    ``fate`` is True if devices that share their fate are part of the conflict.
     """
 
     requests: tuple[int, ...]

@@ -169,8 +169,7 @@ class Search:
         excluded = bit
         if seen is not None:
             for root in partners:
-                # One root a tree: where root and leaf look alike, leaving out both would leave out too much.
-                if not excluded & (root | partners[root]) and look(root, partners, masks) == seen:
+                if look(root, partners, masks) == seen:
                     excluded |= root
         return self.place(tuple([mask & ~excluded for mask in masks]), left)
 

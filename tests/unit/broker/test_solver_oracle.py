@@ -57,7 +57,25 @@ def random_fate(rng, devices):
     return tuple(fate)
 
 
+def random_twins(rng, most):
+    """The same two sorts of devices asked for twice or three times, under rules of the same sort or of others."""
+    devices = rng.randint(4, most)
+    sorts = partition(rng, devices, 2)
+    twins = rng.choice([2, 2, 3])
+    bonds = [rng.choice(list(Bond)) for _ in range(2)]
+    families = [tuple(partition(rng, devices, rng.randint(2, 3))) for _ in range(2)]
+    rules, counts = [], []
+    for n in range(twins):
+        count = rng.choice([1, 1, 2])
+        counts += [count, count]
+        rules.append(Rule(rng.choice(bonds), rng.choice(families), (2 * n, 2 * n + 1)[:: rng.choice([1, -1])]))
+    fate = random_fate(rng, devices) if rng.random() < 0.2 else ()
+    return Problem(tuple(sorts * twins), tuple(counts), tuple(rules), fate)
+
+
 def random_problem(rng, most=7):
+    if rng.random() < 0.1:
+        return random_twins(rng, most)
     devices = rng.randint(2, most)
     requests = rng.choice([1, 2, 2, 2, 3, 3, 4])
     by_kind = partition(rng, devices, rng.randint(1, 3))
