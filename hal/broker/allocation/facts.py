@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from hal.model.claim import FRACTION, Locality
+from hal.broker.allocation.partitions import placements_of
+from hal.model.claim import FRACTION, Locality, Request
 from hal.model.device import Device
 from hal.model.health import Health, Presence
 from hal.model.kind import Kind
@@ -18,6 +19,19 @@ LINK_DOMAIN_ATTRIBUTES = ("link_domain", "nvlink_clique", "fabric_clique")
 """Attributes that name the fabric a device is joined by, across machines; the first that is known counts."""
 FABRICS = ("nvlink", "xgmi")
 """Types of links that make a domain of the devices of one machine that they join."""
+
+
+Uses = tuple[tuple[str, int], ...]
+Matcher = tuple[Kind, str, tuple[str, ...], Uses, str]
+"""What of a request decides which devices it is about: kind, selectors, capacity, profile."""
+
+
+class Matches(Protocol):
+    """A compiled selector."""
+
+    def matches(self, device: Device) -> bool:
+        """True if it is true of the device."""
+        ...
 
 
 class Layout(NamedTuple):
@@ -45,6 +59,24 @@ def shared(layout: Layout) -> Layout:
 def selector_of(text: str) -> Selector:
     """Compile an expression, or find it compiled."""
     return compile_selector(text)
+
+
+def matcher_of(request: Request) -> Matcher:
+    """Return what of a request decides which devices it is about."""
+    return request.kind, request.where, request.cel, tuple(sorted(request.capacity.items())), request.profile
+
+
+def compiled_cel(text: str) -> Matches:
+    """Compile a selector in CEL; the language is loaded when the first one comes."""
+    from hal.model.cel import compile_cel
+
+    compiled: Matches = compile_cel(text)
+    return compiled
+
+
+def has_profile(device: Device, profile: str) -> bool:
+    """Return whether a part of this profile can be made of the device at all."""
+    return device.value("mig_mode") == "enabled" and profile in placements_of(device)
 
 
 def why_unfit(device: Device, above: Iterable[Device | str], tolerate: Sequence[str] = ()) -> str | None:
@@ -98,6 +130,43 @@ def switch_ports(devices: Iterable[Device]) -> frozenset[str]:
         if device.kind is Kind.SWITCH:
             found.add(device.location.pci_address or device.name)
     return frozenset(found)
+
+
+def numa_places(devices: Sequence[Device]) -> tuple[int, ...]:
+    """Return the NUMA nodes as masks of positions."""
+    places: dict[int, int] = {}
+    for position, device in enumerate(devices):
+        numa = numa_of(device)
+        if numa is not None:
+            places[numa] = places.get(numa, 0) | 1 << position
+    return tuple(places[numa] for numa in sorted(places))
+
+
+def switch_places(devices: Sequence[Device], ports: Collection[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return all PCI switches, and each with the devices that have no other between: as masks of positions."""
+    places: dict[str, int] = {}
+    nearest: dict[str, int] = {}
+    for position, device in enumerate(devices):
+        inmost = ""
+        for bridge in device.location.pci_path:
+            if bridge in ports:
+                places[bridge] = places.get(bridge, 0) | 1 << position
+                inmost = bridge
+        if inmost:
+            nearest[inmost] = nearest.get(inmost, 0) | 1 << position
+    every = tuple(dict.fromkeys(places[bridge] for bridge in sorted(places)))
+    return every, tuple(nearest[bridge] for bridge in sorted(nearest))
+
+
+def parts_seen(devices: Sequence[Device], place: Mapping[str, int]) -> dict[int, dict[str, int]]:
+    """Return, by device, the parts of it that exist as devices of their own: their slot, and their position."""
+    found: dict[int, dict[str, int]] = {}
+    for position, device in enumerate(devices):
+        parent = place.get(device.parent or "")
+        profile, start = device.value("mig_profile"), device.value("mig_start")
+        if parent is not None and profile is not None and start is not None:
+            found.setdefault(parent, {})[f"{profile}@{start}"] = position
+    return found
 
 
 def ancestors(device: Device, devices: Mapping[str, Device]) -> list[Device | str]:

@@ -15,6 +15,7 @@ from hal.broker.allocation.facts import Key
 from hal.broker.allocation.look import Look
 from hal.broker.allocation.places import Node
 from hal.broker.allocation.scope import Scope
+from hal.broker.allocation.scoring import Score
 from hal.broker.allocation.states import Situation
 from hal.model.claim import Claim, Gang, Gather, Locality
 
@@ -118,7 +119,8 @@ class Rooms:
 def place_of(state: State, index: int, over: Locality, loose: bool) -> Key | None:
     """Return the name of the place of one level that a node lies in, None if that is not known.
 
-    A node with several link domains lies in that of its first device. With ``loose`` an unknown place is the node's own.
+    A node with several link domains lies in that of its first device. With ``loose`` an unknown place is the node's
+    own.
     """
     node = state.nodes[index]
     found = _place_of(node, over)
@@ -174,6 +176,11 @@ class Field:
         """Return how many replicas fit on a node."""
         situation = self.changed.get(index)
         return self.rooms.on(index) if situation is None else self.rooms.fits(situation)
+
+    def appeal(self, index: int) -> Score:
+        """Return how little it is liked to put a replica on a node."""
+        solved = self.look.solve(self.situation(index))
+        return solved.score if solved is not None else ()
 
     def situation(self, index: int) -> Situation:
         """Return the situation of a node."""
@@ -307,16 +314,9 @@ def on_nodes(field: Field, place: Key, wanted: int) -> list[tuple[int, int]]:
     while wanted:
         has, index = seats[at]
         if has >= wanted:
-            look = field.look
-            fitting = [seat for seat in seats[at:] if seat[0] >= wanted]
-            fewest = min(seat[0] for seat in fitting)
-
-            def appeal(seat: tuple[int, int]) -> tuple[tuple[float, ...], int]:
-                solved = look.solve(field.situation(seat[1]))
-                return (solved.score if solved is not None else ()), seat[1]
-
-            last = min((seat for seat in fitting if seat[0] == fewest), key=appeal)
-            found.append((last[1], wanted))
+            fewest = min(seat[0] for seat in seats[at:] if seat[0] >= wanted)
+            fitting = [(field.appeal(seat[1]), seat[1]) for seat in seats[at:] if seat[0] == fewest]
+            found.append((min(fitting)[1], wanted))
             return found
         found.append((index, has))
         wanted -= has

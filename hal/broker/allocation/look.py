@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hal.broker.allocation.choice import Cause, Choice, Positions
-from hal.broker.allocation.plain import Facts, Plain, rank_parts
 from hal.broker.allocation.places import Partial
+from hal.broker.allocation.plain import Facts, Plain, rank_parts
 from hal.broker.allocation.problem import Assignment, Bond, Budget, OutOfBudget, Problem, Rule
 from hal.broker.allocation.scoring import BestFit, FirstFit, Pack, Policy, Scene, Score, closest_first
 from hal.broker.allocation.solver import solve

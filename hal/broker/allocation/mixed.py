@@ -1,8 +1,8 @@
 """Gangs whose members differ: each replica may take other alternatives, and give up other wishes.
 
-For each node the least cost of one, two, three... replicas is worked out, whatever each of them takes; then the replicas
-are shared out over nodes and places at the least cost, by dynamic programming. Where there are too many nodes for that,
-who is cheapest to add comes next: that finds room wherever there is some, but perhaps not at the least cost.
+For each node the least cost of one, two, three... replicas is worked out, whatever each of them takes; then the
+replicas are shared out over nodes and places at the least cost, by dynamic programming. Where there are too many nodes
+for that, who is cheapest to add comes next: that finds room wherever there is some, but perhaps not at the least cost.
 """
 
 from __future__ import annotations

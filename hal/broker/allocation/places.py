@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping
 
 from hal.broker.allocation.facts import (
     Key,
     Layout,
+    Matcher,
+    Matches,
+    Uses,
     ancestors,
     capacity_of,
+    compiled_cel,
     groups_by,
+    has_profile,
+    matcher_of,
     numa_of,
+    numa_places,
+    parts_seen,
     selector_of,
     shared,
+    switch_places,
     switch_ports,
     why_unfit,
 )
 from hal.model.claim import Locality, Request
 from hal.model.device import Device
-from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice
 
-__all__ = ["Node", "Partial", "ancestors", "numa_of", "selector_of", "switch_ports", "why_unfit"]
+__all__ = [
+    "Node", "Partial", "ancestors", "compiled_cel", "has_profile", "numa_of", "selector_of", "switch_ports",
+    "why_unfit",
+]  # fmt: skip
 
-Uses = tuple[tuple[str, int], ...]
 Partial = tuple[tuple[int, Uses, tuple[str, ...]], ...]
 """Devices that are given in part and have room perhaps: position, what is used up, which parts are made."""
-Matcher = tuple[Kind, str, tuple[str, ...], Uses, str]
 _REMEMBERED = 64
-
-
-class Matches(Protocol):
-    """A compiled selector."""
-
-    def matches(self, device: Device) -> bool:
-        """True if it is true of the device."""
-        ...
 
 
 class Node:
@@ -48,7 +48,7 @@ class Node:
     """
 
     __slots__ = (
-        "_above", "_barred", "_cordoned", "_devices", "_fits", "_given", "_kept", "_masks", "_parts", "_uses", "_users",
+        "_above", "_barred", "_cordoned", "_devices", "_fits", "_given", "_kept", "_masks", "_parts", "_users", "_uses",
         "_whole", "devices", "fate", "fit", "free", "full", "held", "index", "layout", "loners", "made", "name", "open",
         "partial", "place", "rack", "version",
     )  # fmt: skip
@@ -113,13 +113,13 @@ class Node:
         self.layout = shared(
             Layout(
                 () if self.loners else self.fate,
-                self._numa(),
-                *self._switches(mine),
+                numa_places(self.devices),
+                *switch_places(self.devices, switch_ports(mine)),
                 tuple(device.kind for device in self.devices),
                 self.rack is not None,
             )
         )
-        self.made = self._parts_seen()
+        self.made = parts_seen(self.devices, self.place)
         self._whole = 0
         self._uses, self._users, self._parts = {}, {}, {}
         self._cordoned, self._kept = self.related(self.mask_of(cordoned)), self.mask_of(reserved)
@@ -127,39 +127,6 @@ class Node:
         self._fits, self._masks, self._devices, self._given = {}, {}, {}, {}
         self.version += 1
         self.take(held)
-
-    def _numa(self) -> tuple[int, ...]:
-        places: dict[int, int] = {}
-        for position, device in enumerate(self.devices):
-            numa = numa_of(device)
-            if numa is not None:
-                places[numa] = places.get(numa, 0) | 1 << position
-        return tuple(places[numa] for numa in sorted(places))
-
-    def _switches(self, mine: Iterable[Device]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ports = switch_ports(mine)
-        places: dict[str, int] = {}
-        nearest: dict[str, int] = {}
-        for position, device in enumerate(self.devices):
-            inmost = ""
-            for bridge in device.location.pci_path:
-                if bridge in ports:
-                    places[bridge] = places.get(bridge, 0) | 1 << position
-                    inmost = bridge
-            if inmost:
-                nearest[inmost] = nearest.get(inmost, 0) | 1 << position
-        every = tuple(dict.fromkeys(places[bridge] for bridge in sorted(places)))
-        return every, tuple(nearest[bridge] for bridge in sorted(nearest))
-
-    def _parts_seen(self) -> dict[int, dict[str, int]]:
-        """Return the parts that exist on a device as devices of their own: their slot, and their position."""
-        found: dict[int, dict[str, int]] = {}
-        for position, device in enumerate(self.devices):
-            parent = self.place.get(device.parent or "")
-            profile, start = device.value("mig_profile"), device.value("mig_start")
-            if parent is not None and profile is not None and start is not None:
-                found.setdefault(parent, {})[f"{profile}@{start}"] = position
-        return found
 
     def mask_of(self, ids: Iterable[str]) -> int:
         """Return the positions of the devices of these ids that are here."""
@@ -340,11 +307,9 @@ class Node:
             for position, device in enumerate(self.devices):
                 if device.kind is not kind or not device.allocatable:
                     continue
-                if all(test.matches(device) for test in tests) and all(
-                    capacity_of(device, name) >= amount for name, amount in capacity
-                ):
-                    if not profile or has_profile(device, profile):
-                        mask |= 1 << position
+                large = all(capacity_of(device, name) >= amount for name, amount in capacity)
+                if large and (not profile or has_profile(device, profile)) and all(t.matches(device) for t in tests):
+                    mask |= 1 << position
             if len(self._masks) >= _REMEMBERED:
                 self._masks.clear()
             self._masks[matcher] = mask
@@ -425,23 +390,3 @@ class Node:
                 replica=replica,
             )
         return found
-
-
-def matcher_of(request: Request) -> Matcher:
-    """Return what of a request decides which devices it is about."""
-    return request.kind, request.where, request.cel, tuple(sorted(request.capacity.items())), request.profile
-
-
-def compiled_cel(text: str) -> Matches:
-    """Compile a selector in CEL; the language is loaded when the first one comes."""
-    from hal.model.cel import compile_cel
-
-    compiled: Matches = compile_cel(text)
-    return compiled
-
-
-def has_profile(device: Device, profile: str) -> bool:
-    """Return whether a part of this profile can be made of the device at all."""
-    from hal.broker.allocation.partitions import placements_of
-
-    return device.value("mig_mode") == "enabled" and profile in placements_of(device)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hal.broker.allocation.facts import Layout, capacity_of
-from hal.broker.allocation.places import Matcher, Partial, matcher_of
+from hal.broker.allocation.facts import Layout, Matcher, matcher_of
+from hal.broker.allocation.partitions import best_placement
+from hal.broker.allocation.places import Partial
 from hal.broker.allocation.problem import Bond, Rule
 from hal.broker.allocation.states import Aspect, Hardware, Situation
 from hal.model.claim import FRACTION, Constraint, Locality, Request, Share
 from hal.model.kind import Kind
-
-__all__ = ["Facts", "Plain", "capacity_of", "rank_parts"]
 
 _ON_ONE_NODE = (Locality.NODE, Locality.NUMA, Locality.PCI_SWITCH)
 
@@ -77,7 +76,7 @@ def is_bare(matcher: Matcher) -> bool:
 class Facts:
     """How one reading looks on one sort of hardware."""
 
-    __slots__ = ("counts", "layout", "masks", "matching", "plain", "rules", "tables", "total", "union", "capacities")
+    __slots__ = ("capacities", "counts", "layout", "masks", "matching", "plain", "rules", "tables", "total", "union")
 
     def __init__(self, plain: Plain, hardware: Hardware) -> None:
         self.plain = plain
@@ -175,8 +174,6 @@ def groups_of(rule: Constraint, hardware: Hardware) -> tuple[int, ...]:
 @lru_cache(maxsize=65536)
 def placement(table: object, taken: tuple[str, ...], profile: str) -> int | None:
     """Return the best first slice for a part beside others on one device, or None."""
-    from hal.broker.allocation.partitions import best_placement
-
     return best_placement(table, taken, profile)
 
 

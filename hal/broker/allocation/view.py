@@ -1,8 +1,8 @@
 """The entrance: choose the devices of a claim, or say why there are none.
 
-A shape of claim is its requests and constraints; claims of one shape have one :class:`View`, which is memory and changes
-nothing but speed. The readings of a shape (alternatives, wishes) are tried in ascending order of cost, on one node
-first and then on several; the replicas of a gang by :mod:`hal.broker.allocation.gang`.
+A shape of claim is its requests and constraints; claims of one shape have one :class:`View`, which is memory and
+changes nothing but speed. The readings of a shape (alternatives, wishes) are tried in ascending order of cost, on one
+node first and then on several; the replicas of a gang by :mod:`hal.broker.allocation.gang`.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def allocate_if(
     """Answer as :func:`allocate` would, if things were otherwise; changes nothing.
 
     As if the ``freed`` had been given back, each as it was allocated; as if somebody held the ``barred`` devices (ids);
-    as if the ``unkept`` ones were not reserved for others; and with no other ``nodes`` than these (names). ``empty``: as
-    if nothing were held or kept at all, and then none of the others is looked at but ``nodes``.
+    as if the ``unkept`` ones were not reserved for others; and with no other ``nodes`` than these (names).
+    ``empty``: as if nothing were held or kept at all, and then none of the others is looked at but ``nodes``.
     """
     view = view_of(state, (claim.requests, claim.constraints), empty)
     scope = Scope.of(state, () if empty else freed, () if empty else barred, () if empty else unkept, nodes)
