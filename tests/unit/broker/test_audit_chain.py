@@ -93,13 +93,13 @@ def test_the_hash_is_the_documented_one():
 
 
 @pytest.fixture
-def folder(tmp_path):
-    store = SqliteStore(tmp_path)
+def folder(memory_path):
+    store = SqliteStore(memory_path)
     for number in range(4):
         entry = AuditEntry(at=1.0, actor="ada", tenant="t", verb="claim", subject=f"c{number}")
         store.append([BootSeen(at=1.0, boot_id=str(number))], number, [entry])
     store.close()
-    return tmp_path
+    return memory_path
 
 
 def altered(folder, *statements):

@@ -100,10 +100,10 @@ KINDS = [("lost", IOERR_WRITE), ("torn", IOERR_WRITE), ("late", IOERR_FSYNC), ("
 
 
 @pytest.mark.parametrize(("how", "code"), KINDS)
-def test_after_any_failure_the_journal_says_truly_what_it_holds(tmp_path, how, code):
+def test_after_any_failure_the_journal_says_truly_what_it_holds(memory_path, how, code):
     failures = 0
     for after in range(12):
-        folder = tmp_path / str(after)
+        folder = memory_path / str(after)
         store = SqliteStore(folder)
         held = boots(0)
         store.append(held, 0, [entry(0)])
@@ -124,12 +124,12 @@ def test_after_any_failure_the_journal_says_truly_what_it_holds(tmp_path, how, c
             assert code != FULL, "records that give something back find room in the reserve"
             assert head in (3, 11)
         held += fresh[: head - 3]
-        shutil.copytree(folder, tmp_path / f"{after} as it is on the disk")
+        shutil.copytree(folder, memory_path / f"{after} as it is on the disk")
         more = boots(20)
         assert store.append(more, len(held), [entry(2)]) == len(held) + 3, "and it works again"
         assert [record for _, record in store.replay()] == held + more
         store.close()
-        for where, expected in ((folder, held + more), (tmp_path / f"{after} as it is on the disk", held)):
+        for where, expected in ((folder, held + more), (memory_path / f"{after} as it is on the disk", held)):
             store = SqliteStore(where)
             assert [record for _, record in store.replay()] == expected
             assert store.verify_audit().ok
@@ -138,8 +138,8 @@ def test_after_any_failure_the_journal_says_truly_what_it_holds(tmp_path, how, c
 
 
 @pytest.mark.parametrize(("how", "code"), KINDS)
-def test_a_claim_on_a_failing_disk_is_granted_once_or_not_at_all(tmp_path, how, code):
-    store = SqliteStore(tmp_path)
+def test_a_claim_on_a_failing_disk_is_granted_once_or_not_at_all(memory_path, how, code):
+    store = SqliteStore(memory_path)
     ledger = Ledger(store, ManualClock())
     ledger.execute(c.Begin(boot_id="b"))
     ledger.execute(c.Observe(devices=tuple(server("n0"))))
@@ -158,14 +158,14 @@ def test_a_claim_on_a_failing_disk_is_granted_once_or_not_at_all(tmp_path, how, 
     assert len({lease.fence for lease in granted.values()}) == 8
     assert {lease.id: lease for lease in ledger.state.leases.values()} == granted
     store.close()
-    store = SqliteStore(tmp_path)
+    store = SqliteStore(memory_path)
     assert load_state(store).snapshot() == ledger.state.snapshot()
     assert store.verify_audit().ok
     store.close()
 
 
-def test_while_the_file_cannot_be_opened_again_nothing_is_said(tmp_path, monkeypatch):
-    store = SqliteStore(tmp_path)
+def test_while_the_file_cannot_be_opened_again_nothing_is_said(memory_path, monkeypatch):
+    store = SqliteStore(memory_path)
     store.append(boots(0), 0)
     Disk(store._sql).fail(0, "lost", IOERR_WRITE)
     connect = schema.connect
@@ -191,9 +191,9 @@ def test_while_the_file_cannot_be_opened_again_nothing_is_said(tmp_path, monkeyp
     store.close()
 
 
-def test_a_sync_that_failed_is_not_believed_later(tmp_path, monkeypatch):
+def test_a_sync_that_failed_is_not_believed_later(memory_path, monkeypatch):
     """The page cache may drop what could not be synced: nothing counts before it was written once more, and synced."""
-    store = SqliteStore(tmp_path)
+    store = SqliteStore(memory_path)
     store.append(boots(0), 0)
     settled = []
     settle = schema.settle

@@ -157,7 +157,7 @@ def long_misery(folder):
     ended = 0
     entry = AuditEntry(at=1.0, actor="uid 1", tenant="t", verb="release", subject="a")
     try:
-        while ended < 2500:
+        while ended < 1500:
             records = [
                 LeaseReleasing(at=1.0, lease="a", why="x"),
                 LeaseEnded(at=1.0, lease="a", freed=("d",), proof="p"),
@@ -186,7 +186,7 @@ def test_on_a_full_disk_leases_still_end_and_nothing_is_lost(tmp_path, story):
 def test_thousands_of_leases_end_on_a_disk_that_stays_full(tmp_path):
     renewals, releases = map(int, on_a_disk_of(12, "long_misery", tmp_path).split())
     assert renewals > 500
-    assert releases == 2500
+    assert releases == 1500
 
 
 def test_a_disk_too_small_for_the_reserve_refuses_claims_and_still_opens(tmp_path):

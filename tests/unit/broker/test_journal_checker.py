@@ -43,15 +43,15 @@ def written(folder, *more):
     return path
 
 
-def test_a_history_without_fault_passes(tmp_path):
-    assert check(written(tmp_path), quiet=True) == ({"a": (1000000001, [GPU0], "prepared")}, set())
+def test_a_history_without_fault_passes(memory_path):
+    assert check(written(memory_path), quiet=True) == ({"a": (1000000001, [GPU0], "prepared")}, set())
 
 
-def test_queues_notices_growth_shrinking_shares_and_cordons_pass(tmp_path):
+def test_queues_notices_growth_shrinking_shares_and_cordons_pass(memory_path):
     half = {"uses": {"fraction_milli": 500}}
     grown = given("f", "n0/gpu1", replica=1)["lease"]["devices"]
     path = written(
-        tmp_path,
+        memory_path,
         said("tenant-set", tenant={"path": "physics", "quota": {"gpu": 3}}),
         said("claim-queued", claim={"id": "f"}),
         said("claim-kept", claim="f", devices=[]),
@@ -112,9 +112,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_found(tmp_path, wrong):
+def test_what_is_wrong_is_found(memory_path, wrong):
     with pytest.raises(AssertionError, match=wrong):
-        check(written(tmp_path, *WRONG[wrong]))
+        check(written(memory_path, *WRONG[wrong]))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_what_is_wrong_is_found(tmp_path, wrong):
         ("INSERT INTO meta VALUES ('compacted', '3'); DELETE FROM records WHERE revision < 4", "no snapshot"),
     ],
 )
-def test_a_journal_that_was_tampered_with_is_found(tmp_path, damage, word):
-    path = written(tmp_path)
+def test_a_journal_that_was_tampered_with_is_found(memory_path, damage, word):
+    path = written(memory_path)
     connection = sqlite3.connect(path)
     entry = AuditEntry(at=1.0, actor="a", tenant="t", verb="v", subject="s", detail="d", revision=3)
     connection.executemany(schema.ADD_LINE, seal([entry], (0, GENESIS), 0))
@@ -139,9 +139,9 @@ def test_a_journal_that_was_tampered_with_is_found(tmp_path, damage, word):
         check(path)
 
 
-def test_the_reader_runs_on_its_own(tmp_path):
-    path = written(tmp_path)
+def test_the_reader_runs_on_its_own(memory_path):
+    path = written(memory_path)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [sys.executable, "-I", str(Path(__file__).parent / "checker.py"), str(path)]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, cwd=memory_path, env=environment, capture_output=True, text=True, check=True)
     assert "prepared" in done.stdout

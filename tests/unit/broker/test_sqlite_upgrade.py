@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,17 +28,6 @@ COMMIT;
 
 GOLDEN = (Path(__file__).parent / "journal_v1.jsonl").read_text().splitlines()
 """Records as hal of schema 1 wrote them: "a" is held, "b" and "c" are over, and a device was fenced for a while."""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """In memory where that is possible: nobody pulls the plug here."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as name:
-        yield Path(name)
 
 
 def old_journal(folder, lines=GOLDEN):
@@ -76,24 +64,24 @@ def plain(text):
     return {name: value for name, value in json.loads(text).items() if value not in ([], 0.0)}
 
 
-def test_a_journal_of_schema_1_is_upgraded_and_replays_equally(tmp_path):
-    old_journal(tmp_path)
-    before = (tmp_path / FILE).read_bytes()
-    store = SqliteStore(tmp_path)
+def test_a_journal_of_schema_1_is_upgraded_and_replays_equally(memory_path):
+    old_journal(memory_path)
+    before = (memory_path / FILE).read_bytes()
+    store = SqliteStore(memory_path)
     assert_golden(store)
     assert store.snapshot() is None
     assert store.append([LeaseSuspected(at=2000.0, lease="a")], store.head()) == len(GOLDEN) + 1
     store.close()
-    assert (tmp_path / f"{FILE}.v1").read_bytes() == before
-    assert not list(tmp_path.glob("*.part"))
-    store = SqliteStore(tmp_path)
+    assert (memory_path / f"{FILE}.v1").read_bytes() == before
+    assert not list(memory_path.glob("*.part"))
+    store = SqliteStore(memory_path)
     assert store.head() == len(GOLDEN) + 1
     store.close()
 
 
-def test_the_trail_of_an_upgraded_journal_tells_who_claimed_what(tmp_path):
-    old_journal(tmp_path)
-    store = SqliteStore(tmp_path)
+def test_the_trail_of_an_upgraded_journal_tells_who_claimed_what(memory_path):
+    old_journal(memory_path)
+    store = SqliteStore(memory_path)
     lines = store.audit()
     assert [(line.verb, line.tenant, line.subject) for line in lines] == [
         ("lease-granted", "physics", "a"),
@@ -112,24 +100,24 @@ def test_the_trail_of_an_upgraded_journal_tells_who_claimed_what(tmp_path):
     store.close()
 
 
-def test_an_empty_journal_of_schema_1_is_upgraded(tmp_path):
-    old_journal(tmp_path, [])
-    store = SqliteStore(tmp_path)
+def test_an_empty_journal_of_schema_1_is_upgraded(memory_path):
+    old_journal(memory_path, [])
+    store = SqliteStore(memory_path)
     assert store.head() == 0
     assert [line.verb for line in store.audit()] == ["upgrade"]
     store.close()
 
 
-def test_an_old_journal_that_cannot_be_read_stays_as_it_is(tmp_path):
-    old_journal(tmp_path)
-    with sqlite3.connect(tmp_path / FILE) as connection:
+def test_an_old_journal_that_cannot_be_read_stays_as_it_is(memory_path):
+    old_journal(memory_path)
+    with sqlite3.connect(memory_path / FILE) as connection:
         connection.execute("UPDATE records SET body = 'x' WHERE type = 'lease-granted'")
     connection.close()
-    before = (tmp_path / FILE).read_bytes()
+    before = (memory_path / FILE).read_bytes()
     with pytest.raises(JournalError) as raised:
-        SqliteStore(tmp_path)
+        SqliteStore(memory_path)
     assert raised.value.hint
-    assert (tmp_path / FILE).read_bytes() == before
+    assert (memory_path / FILE).read_bytes() == before
 
 
 class Steps:
@@ -188,11 +176,11 @@ def upgrade_dying_at(folder, last):
     return code != 0
 
 
-def test_a_crash_at_any_step_of_an_upgrade_loses_nothing(folder):
+def test_a_crash_at_any_step_of_an_upgrade_loses_nothing(memory_path):
     last, alive = 0, False
     while not alive:
         last += 1
-        here = folder / str(last)
+        here = memory_path / str(last)
         old_journal(here)
         alive = not upgrade_dying_at(here, last)
         store = SqliteStore(here)
@@ -221,23 +209,23 @@ def later(folder, body, version="99.1.0"):
     return SqliteStore(folder)
 
 
-def test_a_record_type_of_a_later_version_is_said_to_be_that(tmp_path):
-    store = later(tmp_path, '{"type":"lease-parked","lease":"a","at":1.0}')
+def test_a_record_type_of_a_later_version_is_said_to_be_that(memory_path):
+    store = later(memory_path, '{"type":"lease-parked","lease":"a","at":1.0}')
     with pytest.raises(JournalError, match=r"revision 1 .*99\.1\.0.*lease-parked") as raised:
         list(store.replay())
     assert "99.1.0" in raised.value.hint
     store.close()
 
 
-def test_a_record_type_that_no_version_is_known_to_write_is_damage(tmp_path):
-    store = later(tmp_path, '{"type":"lease-parked","lease":"a","at":1.0}', version="")
+def test_a_record_type_that_no_version_is_known_to_write_is_damage(memory_path):
+    store = later(memory_path, '{"type":"lease-parked","lease":"a","at":1.0}', version="")
     with pytest.raises(JournalError, match="lease-parked"):
         list(store.replay())
     store.close()
 
 
-def test_a_new_optional_field_of_a_record_is_no_obstacle(tmp_path):
-    store = later(tmp_path, '{"type":"lease-suspected","lease":"a","at":1.0,"mood":"sad"}')
+def test_a_new_optional_field_of_a_record_is_no_obstacle(memory_path):
+    store = later(memory_path, '{"type":"lease-suspected","lease":"a","at":1.0,"mood":"sad"}')
     assert list(store.replay()) == [(1, LeaseSuspected(at=1.0, lease="a"))]
     store.append([LeaseSuspected(at=2.0, lease="a")], 1)
     written_by = store._sql.execute("SELECT value FROM meta WHERE key = 'written_by'").fetchone()

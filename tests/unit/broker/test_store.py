@@ -43,8 +43,8 @@ class Kept:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def kept(request, tmp_path):
-    kept = Kept(request.param, tmp_path / "state")
+def kept(request, memory_path):
+    kept = Kept(request.param, memory_path / "state")
     yield kept
     kept.close()
 
@@ -266,8 +266,8 @@ def test_records_that_no_snapshot_holds_are_not_compacted(kept):
     assert len(list(kept.open().replay())) == ledger.state.revision
 
 
-def test_a_second_process_waits_and_is_then_told_who_has_the_journal(tmp_path):
-    store = SqliteStore(tmp_path)
+def test_a_second_process_waits_and_is_then_told_who_has_the_journal(memory_path):
+    store = SqliteStore(memory_path)
     program = (
         "import sys; from pathlib import Path\n"
         "from hal.broker.journal.sqlite import SqliteStore, JournalBusy\n"
@@ -275,7 +275,7 @@ def test_a_second_process_waits_and_is_then_told_who_has_the_journal(tmp_path):
         "try: SqliteStore(Path(sys.argv[1]), Deadline.after(float(sys.argv[2])))\n"
         "except JournalBusy as error: print(error); sys.exit(75)\n"
     )
-    words = [sys.executable, "-c", program, str(tmp_path)]
+    words = [sys.executable, "-c", program, str(memory_path)]
     busy = subprocess.run([*words, "0.05"], capture_output=True, text=True, check=False)
     assert busy.returncode == 75
     assert "process" in busy.stdout
@@ -285,45 +285,45 @@ def test_a_second_process_waits_and_is_then_told_who_has_the_journal(tmp_path):
     assert waiting.returncode == 0
 
 
-def test_a_journal_of_a_later_version_is_refused(tmp_path):
-    SqliteStore(tmp_path).close()
-    with sqlite3.connect(tmp_path / FILE) as connection:
+def test_a_journal_of_a_later_version_is_refused(memory_path):
+    SqliteStore(memory_path).close()
+    with sqlite3.connect(memory_path / FILE) as connection:
         connection.execute("PRAGMA user_version=99")
     connection.close()
     with pytest.raises(JournalError, match="schema 99"):
-        SqliteStore(tmp_path)
+        SqliteStore(memory_path)
 
 
-def test_a_file_that_is_no_journal_is_refused(tmp_path):
-    (tmp_path / FILE).write_bytes(b"not a database" * 100)
+def test_a_file_that_is_no_journal_is_refused(memory_path):
+    (memory_path / FILE).write_bytes(b"not a database" * 100)
     with pytest.raises(JournalError):
-        SqliteStore(tmp_path)
+        SqliteStore(memory_path)
 
 
-def test_the_lock_is_free_again_after_a_failed_open(tmp_path):
-    (tmp_path / FILE).write_bytes(b"not a database" * 100)
+def test_the_lock_is_free_again_after_a_failed_open(memory_path):
+    (memory_path / FILE).write_bytes(b"not a database" * 100)
     with pytest.raises(JournalError):
-        SqliteStore(tmp_path)
-    (tmp_path / FILE).unlink()
-    SqliteStore(tmp_path, Deadline.after(0)).close()
+        SqliteStore(memory_path)
+    (memory_path / FILE).unlink()
+    SqliteStore(memory_path, Deadline.after(0)).close()
 
 
-def test_a_closed_store_says_so(tmp_path):
-    store = SqliteStore(tmp_path)
+def test_a_closed_store_says_so(memory_path):
+    store = SqliteStore(memory_path)
     store.close()
     store.close()
     with pytest.raises(JournalError, match="closed"):
         store.append(RECORDS, 0)
 
 
-def test_an_unreadable_record_is_an_error_and_not_skipped(tmp_path):
-    store = SqliteStore(tmp_path)
+def test_an_unreadable_record_is_an_error_and_not_skipped(memory_path):
+    store = SqliteStore(memory_path)
     store.append([LeaseSuspected(at=1.0, lease="a")], 0)
     store.close()
-    with sqlite3.connect(tmp_path / FILE) as connection:
+    with sqlite3.connect(memory_path / FILE) as connection:
         connection.execute('UPDATE records SET body=\'{"type":"surprise"}\'')
     connection.close()
-    store = SqliteStore(tmp_path)
+    store = SqliteStore(memory_path)
     with pytest.raises(JournalError):
         list(store.replay())
     store.close()
@@ -335,9 +335,9 @@ def test_an_unreadable_record_is_an_error_and_not_skipped(tmp_path):
 LONG = f"name != '{'x' * 900}'"
 
 
-def small_journal(tmp_path):
+def small_journal(memory_path):
     """A journal that may not grow: SQLite says "database or disk is full", as it does on ENOSPC."""
-    store = SqliteStore(tmp_path)
+    store = SqliteStore(memory_path)
     ledger = Ledger(store, ManualClock())
     ledger.execute(c.Begin(boot_id="b"))
     ledger.execute(c.Observe(devices=tuple(server("n0"))))
@@ -346,8 +346,8 @@ def small_journal(tmp_path):
     return store, ledger
 
 
-def test_a_full_disk_refuses_new_claims_and_loses_nothing(tmp_path):
-    store, ledger = small_journal(tmp_path)
+def test_a_full_disk_refuses_new_claims_and_loses_nothing(memory_path):
+    store, ledger = small_journal(memory_path)
     granted = []
 
     def claim_until_it_fails():
@@ -366,7 +366,7 @@ def test_a_full_disk_refuses_new_claims_and_loses_nothing(tmp_path):
     store._sql.execute("PRAGMA max_page_count=100000")
     ledger.execute(c.Release(lease=granted[0].id))
     store.close()
-    after = load_state(SqliteStore(tmp_path))
+    after = load_state(SqliteStore(memory_path))
     assert set(after.leases) == {lease.id for lease in granted}
 
 
