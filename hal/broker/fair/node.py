@@ -103,12 +103,12 @@ class Node:
         self.scaled: list[int] = []
         self.consumption: list[int] = []
         self.direction: list[int] = []
-        self.dominant = 0
+        self.dominant = self.lowest = 0
         self.lines: dict[int, Heap] = {}
         self.covered_lines: dict[int, Heap] = {}
         self._admitting: dict[int, int] = {}
         self._open_use: list[int] = []
-        self._order: Heap = []
+        self.order: Heap = []
         self._entries = 0
 
     def touch(self, leaf: Leaf) -> None:
@@ -153,7 +153,7 @@ class Node:
         self.lines.clear()
         self.covered_lines.clear()
         self._admitting.clear()
-        self._order.clear()
+        self.order.clear()
         self._entries = 0
         self.views.clear()
         self.forgotten += len(self.log)
@@ -201,9 +201,9 @@ class Node:
         self._open_use = [a + b for a, b in zip(self._open_use, entry.use, strict=True)]
         self._entries += 1
         place = (dominant * (self.factor // weight), child.name, entry.serial, child)
-        heappush(self._order, place)
-        if len(self._order) > 2 * self._entries + 16:
-            tidy(self._order)
+        heappush(self.order, place)
+        if len(self.order) > 2 * self._entries + 16:
+            tidy(self.order)
         return place
 
     def _take_out(self, child: Leaf | Node) -> int:
@@ -236,11 +236,13 @@ class Node:
                 if exceeded(self.quota, self.use, world.shapes.of_bit[bit].amounts) is not None:
                     self.admitted &= ~(1 << bit)
         self.full = world.ratios(self.use)
-        self.rest = world.ratios([a - b for a, b in zip(self.use, self._open_use, strict=True)])
-        lowest = head(self._order)
+        rest = [a - b for a, b in zip(self.use, self._open_use, strict=True)]
+        self.rest = world.ratios(rest) if any(rest) else rest
+        lowest = head(self.order)
         if lowest is None:
             return
-        self.consumption = self.at_level(lowest[0])
+        self.lowest = lowest[0]
+        self.consumption = self.at_level(self.lowest)
         self.dominant = max(self.consumption, default=0)
         self.direction = self.consumption if self.dominant else self.scaled
 

@@ -86,6 +86,9 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
     allowed, sought = _narrow(node, world, allowed, sought)
     if not (allowed or sought):
         return None
+    if allowed == node.mask:  # all that wait can be served: who is first is known
+        place = head(node.order)
+        return None if place is None else Chosen(place[0], place[3], allowed, sought)
     best = None
     for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
         if mask and lines:
@@ -104,7 +107,9 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
 def level(node: Node, world: World, allowed: int, sought: int) -> int | None:
     """Return the dominant share, in quanta, that the node has in a decision; None where nothing can be served."""
     chosen = choose(node, world, allowed, sought)
-    return None if chosen is None else max(node.at_level(chosen.key), default=0)
+    if chosen is None:
+        return None
+    return node.dominant if chosen.key == node.lowest else max(node.at_level(chosen.key), default=0)
 
 
 def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
