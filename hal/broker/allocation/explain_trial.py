@@ -5,9 +5,12 @@ An explanation asks this of a dozen claims that differ a little; most answers ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hal.broker.allocation.choice import Place
+import msgspec
+
+from hal.broker.allocation.choice import Place, Refusal
 from hal.broker.allocation.explain_sight import sight_of
 from hal.broker.allocation.view import allocate, allocate_if
 from hal.model.claim import Claim, Constraint, Locality, Request, request_names
@@ -49,11 +52,33 @@ def _few(state: State, requests: tuple[Request, ...]) -> list[int]:
 
 
 def is_counted_out(state: State, trial: Claim) -> bool:
-    """Return whether counting the free devices of one request, on one node where they must be, is proof of no."""
-    return not _is_whole(trial) or any(
+    """Return whether it is proof of no to count the free devices of each request, on one node where they must be.
+
+    Or, where several nodes may be used, to look at the requests alone that one constraint puts on one node.
+    """
+    if not _is_whole(trial) or any(
         not any(most >= (1 if choice.count == "all" else choice.count) for choice, most in options)
         for options in _reach(state, trial)
-    )
+    ):
+        return True
+    if trial.replicas > 1 or trial.gang is not None:
+        return False
+    hard = [rule for rule in trial.constraints if rule.weight is None]
+    return not _covered(trial, hard) and any(isinstance(allocate(state, part), Refusal) for part in _parts(trial, hard))
+
+
+def _parts(trial: Claim, hard: list[Constraint]) -> Iterator[Claim]:
+    """Yield what each constraint puts on one node: its requests, and nothing else but that constraint."""
+    names = request_names(trial.requests)
+    for rule in hard:
+        if rule.same in _ON_ONE_NODE and not rule.pairwise:
+            mine = tuple(r for r, name in zip(trial.requests, names, strict=True) if name in rule.requests)
+            if mine:
+                yield msgspec.structs.replace(
+                    trial,
+                    requests=tuple(msgspec.structs.replace(r, name="") for r in mine),
+                    constraints=(Constraint(same=rule.same),),
+                )
 
 
 def reach(state: State, trial: Claim, index: int) -> int:
