@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hal.broker.state import State
 
 NODE = "node:"
+NO_REASON = "no reason given"
 
 
 def why_not(state: State, request: Request, device: Device) -> str | None:
@@ -37,11 +38,14 @@ def why_cordoned(state: State, device: Device) -> str | None:
         cordon = state.cordons.get(target)
         if cordon is not None:
             word = "draining, cordoned" if cordon.draining else "cordoned"
-            return f"{what}{word} by {cordon.by}: {cordon.why or 'no reason given'}"
-    for relative in _relatives(state, device):
+            return f"{what}{word} by {cordon.by}: {cordon.why or NO_REASON}"
+    above = (other for other in ancestors(device, state.devices) if isinstance(other, Device))
+    for relative in (*above, *_relatives(state, device)):
         cordon = state.cordons.get(relative.id)
         if cordon is not None:
-            return f"it shares its fate with {relative.name}, which is cordoned by {cordon.by}: {cordon.why}"
+            return (
+                f"it shares its fate with {relative.name}, which is cordoned by {cordon.by}: {cordon.why or NO_REASON}"
+            )
     return None
 
 

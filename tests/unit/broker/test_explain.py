@@ -108,6 +108,16 @@ def test_a_cordon_says_who_and_why():
     assert len(told) == 5
 
 
+def test_a_cordon_on_a_card_that_is_not_given_itself_keeps_back_what_is_on_it():
+    card = device("n0/dpu0", Kind.DPU, allocatable=False)
+    state = state_of([card, device("n0/nic0", Kind.RNIC, parent="n0/dpu0")])
+    run(state, c.SetCordon(target="n0/dpu0", why="firmware", by="ada"))
+    told = reasons(state, claim("c", "rnic"))
+    assert told == {"n0/nic0": "it shares its fate with dpu0, which is cordoned by ada: firmware"}
+    run(state, c.LiftCordon(target="n0/dpu0"))
+    assert explain(state, claim("c", "rnic")).feasible
+
+
 def test_what_is_kept_for_a_claim_is_said_to_be():
     state = state_of(server("n0", 2))
     later = claim("later", "gpu", 2, start_at=2000.0, duration_seconds=10.0)
