@@ -105,7 +105,7 @@ def _relived() -> Iterator[Row]:
         ratio=ours.mean_machines / found["first fit"].mean_machines,
         goal="none",
         met=True,
-        includes=f"{len(openb.tasks()):,} tasks at their own times use {ours.most_allocated:.1%} of the GPUs at the most: "
+        includes=f"{len(openb.tasks()):,} tasks at their own times use at most {ours.most_allocated:.1%} of the GPUs: "
         "nothing is scarce, nobody is refused",
     )
 

@@ -1,7 +1,7 @@
 """The Alibaba cluster trace of GPU machines of 2023: machines, tasks, and arrivals drawn from them.
 
-The data is not ours and is not in this repository: it is looked for in ``../shared/data/openb`` from the project's root,
-or in ``openb`` of the folder named by ``HAL_REFERENCE_DATA``.
+The data is not ours and is not in this repository: it is looked for in ``../shared/data/openb`` from the project's
+root, or in ``openb`` of the folder named by ``HAL_REFERENCE_DATA``.
 """
 
 from __future__ import annotations
