@@ -159,7 +159,8 @@ def read_claim(path: Path) -> Claim:
             if "same" in document:
                 if "constraints" in document:
                     raise ValueError("same and constraints both say what is shared; leave out one of them")
-                document["constraints"] = [{"same": document.pop("same")}]
+                same = document.pop("same")
+                document["constraints"] = [{"same": _place(same, "same") if isinstance(same, str) else same}]
         return msgspec.convert(document, Claim)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise ClaimError(f"{path}: {error}", during="claim", hint=_allowed(str(error))) from error

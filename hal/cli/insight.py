@@ -22,14 +22,21 @@ def do_status(options: argparse.Namespace) -> int:
     print(f"{found.leases} lease{'s' * (found.leases != 1)}, journal at revision {found.revision}")
     for kind, row in sorted(found.devices.items()):
         counts = [f"{name} {row[name]}" for name in ("free", "held")]
-        counts += [f"{word} {row[name]}" for name, word in _RARE.items() if row[name]]
+        counts += [f"{word} {row[name]}" for name, word in _RARE.items() if row.get(name)]
         print(f"  {kind:<8} {row['all']:>5}   {', '.join(counts)}")
     for fenced in found.fenced:
         print(f"  {fenced.device.node}/{fenced.device.name} is fenced since lease {fenced.lease}: {fenced.why}")
     return 0
 
 
-_RARE = {"fenced": "fenced", "unfit": "not fit", "tied": "tied to something held"}
+_RARE = {
+    "shared": "shared",
+    "fenced": "fenced",
+    "unfit": "not fit",
+    "tied": "tied to something held",
+    "cordoned": "cordoned",
+    "kept": "kept for who waits",
+}
 
 
 def do_explain(options: argparse.Namespace) -> int:

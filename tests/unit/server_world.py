@@ -310,7 +310,7 @@ def service(broker, socket: Path, config: Config | None = None) -> Service:
         socket,
         maintain=broker.maintain,
         look=lambda: None,
-        head=lambda: len(broker.history),
+        head=lambda: broker.status().revision,
         devices=lambda: broker.all,
     )
 

@@ -15,6 +15,7 @@ import msgspec
 
 from hal.api import wire as w
 from hal.api.held import Ticket
+from hal.api.local import Status
 from hal.api.server.bell import Bell
 from hal.api.server.buckets import Buckets
 from hal.api.server.config import Limits
@@ -22,6 +23,7 @@ from hal.api.server.gather import Gatherer
 from hal.api.server.heart import Heart
 from hal.api.server.routes import Ask
 from hal.api.server.veil import Veil
+from hal.api.surface import TenantReport
 from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Granted, Queued, Refused, Undecided
 from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
@@ -255,7 +257,8 @@ class Verbs:
         """The broker at a glance."""
         veil = Veil(self.broker, ask.caller)
         mine = partial(self.broker.list, ask.caller.scope)
-        return await self.call(lambda: veil.status(self.broker.status(), lambda: len(mine())))
+        found: Status = await self.call(lambda: veil.status(self.broker.status(), lambda: len(mine())))
+        return found
 
     async def devices(self, ask: Ask) -> msgspec.Struct:
         """All devices, and nothing about who holds them."""
@@ -313,7 +316,7 @@ class Verbs:
     async def set_tenant(self, ask: Ask) -> msgspec.Struct:
         """Say what a tenant may have."""
         self._rates_at = float("-inf")
-        report = await self.call(self.broker.set_tenant, ask.body, ask.caller.name)
+        report: TenantReport = await self.call(self.broker.set_tenant, ask.body, ask.caller.name)
         self.heart.kick()
         return report
 
