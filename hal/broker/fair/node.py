@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import lcm
+from operator import add, sub
 from typing import TYPE_CHECKING
 
 from hal.broker.fair.leaf import Leaf
@@ -44,7 +45,9 @@ class World:
 
     def ratios(self, use: list[int]) -> list[int]:
         """Return what part of everything a use is, in quanta; of what there is nothing, nothing counts."""
-        return [QUANTUM * used // total if total > 0 else 0 for used, total in zip(use, self.totals, strict=True)]
+        return [
+            QUANTUM * used // total if used and total > 0 else 0 for used, total in zip(use, self.totals, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +198,14 @@ class Node:
     ) -> tuple[int, str, int, Leaf | Node]:
         """Let a waiting child stand among its siblings; return its place in their order."""
         weight = child.weight
-        scaled = [weight * QUANTUM * part // norm for part in direction] if norm else direction
-        entry = child.entry = Entry(world.serial(), *masks, scaled, child.use.copy())
-        self.scaled = [a + b for a, b in zip(self.scaled, scaled, strict=True)]
-        self._open_use = [a + b for a, b in zip(self._open_use, entry.use, strict=True)]
+        if self.parent is None:  # what the root counts as using is never asked
+            entry = child.entry = Entry(world.serial(), *masks, [], [])
+        else:
+            unit = weight * QUANTUM
+            scaled = [unit * part // norm for part in direction] if norm else direction
+            entry = child.entry = Entry(world.serial(), *masks, scaled, child.use.copy())
+            self.scaled = list(map(add, self.scaled, scaled))
+            self._open_use = list(map(add, self._open_use, entry.use))
         self._entries += 1
         place = (dominant * (self.factor // weight), child.name, entry.serial, child)
         heappush(self.order, place)
@@ -211,8 +218,9 @@ class Node:
         entry = child.entry
         if entry is None:
             return 0
-        self.scaled = [a - b for a, b in zip(self.scaled, entry.scaled, strict=True)]
-        self._open_use = [a - b for a, b in zip(self._open_use, entry.use, strict=True)]
+        if self.parent is not None:
+            self.scaled = list(map(sub, self.scaled, entry.scaled))
+            self._open_use = list(map(sub, self._open_use, entry.use))
         self._entries -= 1
         child.entry = None
         return entry.admitted
@@ -235,8 +243,10 @@ class Node:
             for bit in bits_of(self.mask):
                 if exceeded(self.quota, self.use, world.shapes.of_bit[bit].amounts) is not None:
                     self.admitted &= ~(1 << bit)
+        if self.parent is None:
+            return
         self.full = world.ratios(self.use)
-        rest = [a - b for a, b in zip(self.use, self._open_use, strict=True)]
+        rest = list(map(sub, self.use, self._open_use))
         self.rest = world.ratios(rest) if any(rest) else rest
         lowest = head(self.order)
         if lowest is None:

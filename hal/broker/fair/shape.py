@@ -71,9 +71,10 @@ class Shapes:
         for priority in reversed(self._priorities):
             mask = 0
             for group, bits in self._classes[priority].items():
-                if group not in known:
-                    known[group] = feasible(group)
-                if known[group]:
+                can = known.get(group)
+                if can is None:
+                    can = known[group] = feasible(group)
+                if can:
                     mask |= bits
             if mask:
                 yield mask
