@@ -1,4 +1,4 @@
-"""Side by side in one run with what pip installs: OpenStack Placement and Ray's placement groups, on the same claims."""
+"""Side by side in one run with what pip installs: OpenStack Placement and Ray's placement groups, the same claims."""
 
 from __future__ import annotations
 
@@ -75,9 +75,8 @@ def _ours() -> dict[str, float]:
         store = SqliteStore(Path(folder))
         ledger = Ledger(store, ManualClock())
         ledger.execute(c.Begin(boot_id="bench"))
-        ledger.execute(
-            c.Observe(devices=tuple(d for host in range(HOSTS) for d in server(f"host{host}", SWITCHES)), complete=True)
-        )
+        devices = tuple(device for host in range(HOSTS) for device in server(f"host{host}", SWITCHES))
+        ledger.execute(c.Observe(devices=devices, complete=True))
         claims = {ONE: make_claim("gpu", id="x"), PAIR: make_claim(pairs("gpu", "rnic"), id="x")}
         found = {name: _measure(ledger, claim) for name, claim in claims.items()}
         store.close()

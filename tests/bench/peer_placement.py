@@ -1,4 +1,4 @@
-"""OpenStack Placement in this process, on SQLite: candidates asked for, then written. Run by an interpreter that has it.
+"""OpenStack Placement in this process, on SQLite: a candidate is asked for, then written. Its own interpreter runs it.
 
 Prints seconds a claim as JSON. ``HOSTS`` hosts of 8 switches with a GPU and a NIC each: 25 providers a host. A claim is
 a GET of one allocation candidate and a PUT of it, as Nova does; giving back is a DELETE, not timed.
