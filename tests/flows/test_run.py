@@ -186,22 +186,28 @@ def test_signals_are_passed_on_and_nobody_outlives_a_killed_run(here):
     assert lease["ttl_seconds"] == 60.0, "it expires by itself"
 
 
-def test_one_that_is_pushed_out_is_told_and_starts_again_when_there_is_room(here):
-    run = here.start("run", "gpu:8", "--grace", "30", "--requeue", *python(WORKER))
+def test_one_that_is_pushed_out_is_told_and_starts_again_when_there_is_room(here, tmp_path):
+    server = here.start("serve", "--socket", str(tmp_path / "s"))
+    served = {"HAL_SERVER": str(tmp_path / "s")}
+    until((tmp_path / "s").is_socket)
+    words = ("gpu:4", "rnic:4", "--pairwise", "--grace", "10", "--requeue")
+    run = here.start("run", *words, *python(WORKER), **served)
     _, _, _, lease, gpus = until(here.lines)[0].split()
-    assert gpus == "8"
-    pushed = here.hal("claim", "gpu:2", "--priority", "10", "--preempt", "--queue", "--id", "urgent")
+    assert gpus == "4"
+    pushed = here.hal("claim", "gpu:8", "--priority", "10", "--preempt", "--queue", "--id", "urgent", **served)
     assert pushed.returncode == 0, pushed.stderr
     assert here.lines()[1] == "told 0"
-    assert here.hal("release", "urgent").returncode == 0
+    assert here.hal("release", "urgent", **served).returncode == 0
     said, _ = run.communicate(timeout=100)
     assert run.returncode == 5, said
     again = here.lines()[2].split()
-    assert (again[0], again[1], again[4]) == ("start", "1", "8")
+    assert (again[0], again[1], again[4]) == ("start", "1", "4")
     assert again[3] != lease
     assert "told to leave within" in said
     assert "SIGTERM" in said
-    assert here.leases() == []
+    assert json.loads(here.hal("list", "--json", **served).stdout)["leases"] == []
+    server.terminate()
+    server.communicate(timeout=30)
 
 
 def test_one_that_does_not_go_is_ended_when_its_grace_is_over(here):
