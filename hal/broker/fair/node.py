@@ -109,6 +109,7 @@ class Node:
         self.dominant = self.lowest = 0
         self.lines: dict[int, Heap] = {}
         self.covered_lines: dict[int, Heap] = {}
+        self.partial: set[Node] = set()
         self._admitting: dict[int, int] = {}
         self._open_use: list[int] = []
         self.order: Heap = []
@@ -156,6 +157,7 @@ class Node:
         self.lines.clear()
         self.covered_lines.clear()
         self._admitting.clear()
+        self.partial.clear()
         self.order.clear()
         self._entries = 0
         self.views.clear()
@@ -190,6 +192,11 @@ class Node:
         if child.admitted:
             largest = max(child.direction, default=0)
             self._put_in(child, world, (child.admitted, 0), child.direction, largest, child.dominant)
+        # One in or below which a quota refuses some that wait: what it counts as using is not that of a decision.
+        if child.admitted and (child.partial or child.admitted != child.mask):
+            self.partial.add(child)
+        else:
+            self.partial.discard(child)
         self._recount(before, child.admitted)
         self._note(child)
 

@@ -86,7 +86,7 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
     allowed, sought = _narrow(node, world, allowed, sought)
     if not (allowed or sought):
         return None
-    if allowed == node.mask:  # all that wait can be served: who is first is known
+    if allowed == node.mask and not node.partial:  # all that wait can be served: who is first is known
         place = head(node.order)
         return None if place is None else Chosen(place[0], place[3], allowed, sought)
     best = None
