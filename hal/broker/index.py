@@ -125,7 +125,6 @@ class DeviceIndex:
         return others if alone is None else (alone, *others)
 
     def _take(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
-        self.settle()  # before anything is written down: a node that is built afresh would count it twice
         for device in devices:
             if device.uses or device.partition:
                 self.sharers.setdefault(device.id, {})[f"{lease}\n{device.slot}"] = device
@@ -134,7 +133,6 @@ class DeviceIndex:
         self._mark(devices, True)
 
     def _give(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
-        self.settle()
         for device in devices:
             if device.uses or device.partition:
                 others = self.sharers[device.id]
@@ -153,8 +151,8 @@ class DeviceIndex:
         for device in devices:  # of one node after the other, as they were chosen
             found = known.get(device.id)  # a machine may have got another name since
             node = by_name.get(found.location.node if found is not None else device.node)
-            if node is None or device.id not in node.place:
-                continue
+            if node is None or node.name in self._dirty or device.id not in node.place:
+                continue  # what is built afresh anyway counts it then, and must not count it twice
             if node is not last:
                 if last is not None:
                     self._mark_on(last, batch, yes)

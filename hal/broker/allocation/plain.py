@@ -113,7 +113,8 @@ class Facts:
             if situation.partial and (request.profile or request.share is Share.SHARED):
                 for entry in situation.partial:
                     bit = 1 << entry[0]
-                    if bit & mask:
+                    # Who shares a device as a whole may have one that nobody has, though parts of it exist.
+                    if bit & mask and not (bit & here and not request.profile):
                         here = here | bit if self._has_room(request, entry) else here & ~bit
             if request.count == "all" and here != matching:
                 here = 0

@@ -42,7 +42,8 @@ class Take(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class World:
     """Everything that decides. ``meaning`` has each selector's text; ``profiles`` is by device, then by profile:
-    how many slices it takes, and where it may start.
+    how many slices it takes, and where it may start. ``made`` are parts that exist as devices of their own, by id: the
+    slices of their parent that they take, whoever has them.
     """
 
     devices: tuple[Device, ...]
@@ -50,6 +51,7 @@ class World:
     cordoned: frozenset[str] = frozenset()
     meaning: Mapping[str, Predicate] = field(default_factory=dict)
     profiles: Mapping[str, Mapping[str, tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
+    made: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def by_id(self) -> dict[str, Device]:
@@ -192,7 +194,10 @@ def _takes(world: World, request: Request, number: int) -> list[Take]:
 
 def is_free(world: World, take: Take, beside: Sequence[Take] = ()) -> bool:
     """Does nobody's hold, nor what is taken beside it, stand in the way?"""
-    if any(relative in world.held for relative in world.families[take.device]):
+    parts = {i for i in world.families[take.device] if take.slices and _is_part_of(world, i, take.device)}
+    if any(relative in world.held for relative in world.families[take.device] - parts):
+        return False
+    if any(take.slices & world.made[world.devices[part].id] for part in parts):
         return False
     used: dict[str, int] = dict(take.uses)
     for hold in world.held.get(take.device, []):
@@ -211,6 +216,10 @@ def is_free(world: World, take: Take, beside: Sequence[Take] = ()) -> bool:
                 used[name] = used.get(name, 0) + amount
     device = world.devices[take.device]
     return all(amount <= _capacity(device, name) for name, amount in used.items())
+
+
+def _is_part_of(world: World, part: int, whole: int) -> bool:
+    return world.devices[part].id in world.made and world.devices[part].parent == world.devices[whole].id
 
 
 def _go_together(one: Take, other: Take) -> bool:

@@ -18,7 +18,7 @@ from hal.model.lease import Lease
 from tests.unit.broker.oracle import Best, Hold, World, best, gang, places_of
 from tests.unit.broker.oracle_explain import check_explanation
 from tests.unit.broker.oracle_verify import Wrong, hold_of, verify
-from tests.unit.broker.oracle_worlds import ALL, SELECTORS, profiles_of, random_claim, random_devices
+from tests.unit.broker.oracle_worlds import ALL, SELECTORS, made_of, profiles_of, random_claim, random_devices
 
 CLAIMS_PER_WORLD = 6
 EXPLAIN_EACH = 8
@@ -49,7 +49,7 @@ class Game:
         self.lost: list[Hold] = []
         self.cordoned: frozenset[str] = frozenset()
         devices = random_devices(self.rng)
-        self.world = World(devices=devices, meaning=SELECTORS, profiles=profiles_of(devices))
+        self.world = World(devices=devices, meaning=SELECTORS, profiles=profiles_of(devices), made=made_of(devices))
         self.do(c.Begin(boot_id="boot-1"))
         self.do(c.Observe(devices=self.world.devices, complete=True))
 

@@ -39,6 +39,16 @@ def profiles_of(devices: tuple[Device, ...]) -> dict[str, dict[str, tuple[int, t
     return {device.id: PROFILES for device in devices if device.value("mig_mode") == "enabled"}
 
 
+def made_of(devices: tuple[Device, ...]) -> dict[str, int]:
+    """Return the slices that parts take which exist."""
+    found = {}
+    for device in devices:
+        profile, start = device.value("mig_profile"), device.value("mig_start")
+        if isinstance(start, int):
+            found[device.id] = ((1 << PROFILES[str(profile)][0]) - 1) << start
+    return found
+
+
 _TABLE = tuple(f"{name}:{size}:{','.join(map(str, starts))}" for name, (size, starts) in PROFILES.items())
 
 
@@ -72,7 +82,7 @@ def _node(rng: random.Random, node: str, dice: random.Random) -> list[Device]:
         if kind is Kind.GPU and rng.random() < 0.5:
             attributes["mig_mode"] = known(rng.choice(["enabled", "enabled", "disabled"]), "test")
             attributes["partition_placements"] = known(_TABLE, "test")
-        parents = [d.id for d in here if d.kind in (Kind.DPU, Kind.GPU)]
+        parents = [d.id for d in here if d.kind in (Kind.DPU, Kind.GPU) and not d.value("mig_profile")]
         device_id = f"{node}/d{i}"
         here.append(
             Device(
@@ -89,7 +99,25 @@ def _node(rng: random.Random, node: str, dice: random.Random) -> list[Device]:
                 conditions=_conditions(dice, device_id),
             )
         )
+        if here[-1].value("mig_mode") == "enabled" and rng.random() < 0.2:
+            here.append(_part(rng, here[-1]))
     return here
+
+
+def _part(rng: random.Random, whole: Device) -> Device:
+    """A part of a GPU that somebody made before."""
+    profile = rng.choice(["1g", "2g", "3g"])
+    attributes = {"mig_profile": known(profile, "test"), "mig_start": known(rng.choice(PROFILES[profile][1]), "test")}
+    return Device(
+        id=f"{whole.id}p",
+        kind=Kind.GPU,
+        name=f"{whole.name}p",
+        driver="fake",
+        location=whole.location,
+        attributes={**attributes, "size": known(1, "test")},
+        parent=whole.id,
+        allocatable=True,
+    )
 
 
 def _conditions(rng: random.Random, device_id: str) -> tuple[Condition, ...]:

@@ -73,6 +73,14 @@ def test_the_verifier_finds_what_is_wrong_with_an_allocation():
         verify(taken, asked, given)
 
 
+def test_a_device_of_which_a_part_exists_may_be_shared_as_it_may_be_held_alone():
+    part = device("n0/g0p", parent="n0/g0", mig_profile="1g", mig_start=0)
+    half = Request(kind=Kind.GPU, where='name == "g0"', share=Share.SHARED, capacity={FRACTION: 500})
+    for asked in (half, Request(kind=Kind.GPU, where='name == "g0"')):
+        state = state_of([device("n0/g0", mig_mode="enabled", partition_placements=("1g:1:0,1",)), part])
+        grant(state, Claim(id="c", requests=(asked,)))
+
+
 def test_a_share_given_back_after_a_cordon_is_counted_once():
     """A node that is built afresh counts its shares; what came in with the same record was counted again."""
     state = state_of([device("n0/g0"), device("n0/g1")])
@@ -84,6 +92,7 @@ def test_a_share_given_back_after_a_cordon_is_counted_once():
         run(state, c.LiftCordon(target="n0/g1"))
         run(state, c.Release(lease=lease.id))
         run(state, c.ProveReleased(lease=lease.id, fence=lease.fence))
+    state.settle()
     assert state.nodes[0].free.bit_count() == 2
     assert not state.nodes[0].partial
 
