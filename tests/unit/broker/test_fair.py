@@ -166,6 +166,18 @@ def test_a_quota_is_named_with_the_node_whose_it_is():
     assert tree.next(always) == "big"
 
 
+def test_a_claim_that_a_quota_refuses_does_not_lower_its_organisation():
+    tree = FairTree()
+    tree.set_total({"gpu": 8})
+    tree.set_tenant(Tenant(path="a", quota={"gpu": 3}))
+    tree.use("a", GPU)
+    tree.push("small", "a", GPU, 1)
+    tree.push("refused", "a/x", {"gpu": 3}, 3)
+    tree.push("other", "b", GPU, 1)
+    tree.push("large", "b", {"gpu": 3}, 3)
+    assert tree.next(always) == "other"
+
+
 def test_limits_hold_at_every_level():
     tree = FairTree()
     tree.set_tenant(Tenant(path="org", most_claims=1, most_waiting=1))
