@@ -104,7 +104,9 @@ class Agent:
         ``Trouble``, too, and whoever ended it takes it back.
         """
         opened_as: dict[str, str] = {}
-        in_use = set() if fresh else {d.replica for d in lease.devices if self._is_open(lease, d)}
+        newest = newest_fence(lease)
+        # A lease grows when it is prepared: what it has under an older fence was promised, and may be in use.
+        promised = {device.slot for device in lease.devices if lease.fence_of(device) != newest}
         for number, device in enumerate(lease.devices):
             try:
                 with self._turns.of(device.id):
@@ -116,10 +118,12 @@ class Agent:
             except (HalError, OSError) as error:
                 why = error.message if isinstance(error, HalError) else str(error)
                 _LOG.info("%s could not be prepared for lease %s: %s", device.id, lease.id, error)
+                if device.slot in promised:
+                    continue  # it was prepared before, and whatever became of it is its holder's to see
                 self.sampling.keep_back(device.id, why)
                 said = f"{device.name} could not be prepared: {why}"
-                if in_use and not self._is_open(lease, device):
-                    shrunk = self._shrink_to(lease, in_use, said)
+                if promised:
+                    shrunk = self._shrink(lease, newest, said)
                     return Trouble(device=device, error=why) if shrunk is None else shrunk
                 self.give_up(lease, said, lease.devices[number + 1 :] if fresh else ())
                 return Trouble(device=device, error=why)
@@ -198,11 +202,12 @@ class Agent:
     def _is_open(self, lease: Lease, device: AllocatedDevice) -> bool:
         return self.pages.fence(lease.slot_of(device)) == lease.fence_of(device)
 
-    def _shrink_to(self, lease: Lease, in_use: set[int], why: str) -> Lease | None:
-        """Take back the replicas that a lease grew by, and leave it those in use; None if it has ended meanwhile."""
+    def _shrink(self, lease: Lease, newest: int, why: str) -> Lease | None:
+        """Take back the replicas that a lease grew by, and leave it the others; None if it has ended meanwhile."""
         _LOG.info("lease %s stays as it was: %s", lease.id, why)
+        new = tuple(sorted({device.replica for device in lease.devices if lease.fence_of(device) == newest}))
         try:
-            answer = self.ledger.execute(c.Resize(lease=lease.id, replicas=len(in_use)))
+            answer = self.ledger.execute(c.Resize(lease=lease.id, replicas=lease.replicas - len(new), leaving=new))
             assert isinstance(answer, c.Done)
             assert answer.lease is not None
             self.take_back(answer.lease, replicas=answer.lease.leaving)

@@ -59,10 +59,14 @@ class Renew(Command, frozen=True, gc=False):
 
 
 class Resize(Command, frozen=True, gc=False):
-    """Let an elastic lease have so many replicas. Fewer: the last ones leave at once; more: granted now or refused."""
+    """Let an elastic lease have so many replicas. Fewer: the last ones, or those named, leave at once.
+
+    More are granted now or refused.
+    """
 
     lease: str
     replicas: int
+    leaving: tuple[int, ...] = ()
     tenant: str | None = None
 
 

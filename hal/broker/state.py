@@ -165,6 +165,8 @@ class State(QueueIndex):
                 for device in devices
             )
         self._change(lease, LeaseState.PREPARED, devices=devices)
+        if lease.elastic is not None:
+            self.openings += 1  # it may grow now
 
     def _lease_renewed(self, record: r.LeaseRenewed) -> None:
         lease = self.leases[record.lease]
@@ -295,12 +297,11 @@ class State(QueueIndex):
         """See :class:`~hal.broker.index.DeviceIndex`."""
         lease_id = self.holders.get(device_id)
         if lease_id is not None:
-            fenced = self.fenced.get(device_id)
-            lease = self.leases.get(lease_id)
-            if lease is not None:
-                yield from (device for device in lease.devices if device.id == device_id)
-            elif fenced is not None:
+            fenced = self.fenced.get(device_id)  # its lease may go on without it
+            if fenced is not None:
                 yield fenced.device
+            elif lease_id in self.leases:
+                yield from (device for device in self.leases[lease_id].devices if device.id == device_id)
         yield from self.sharers.get(device_id, {}).values()
 
     # --- the whole

@@ -15,7 +15,7 @@ from hal.broker.decisions.devices import Decision
 from hal.broker.decisions.leases import find
 from hal.broker.decisions.room import room, room_at, room_ever, room_for_more
 from hal.broker.fair.limits import LimitReached, QuotaExceeded
-from hal.broker.lifecycle import LIVE, STAYING, ended
+from hal.broker.lifecycle import LIVE, ended
 from hal.broker.state import State
 from hal.errors import ClaimError
 from hal.model.claim import Claim, Preempt
@@ -229,11 +229,15 @@ def resize(state: State, command: c.Resize, now: float) -> Decision:
     if command.replicas == len(here):
         return [], c.Done(lease)
     if command.replicas < len(here):
-        leaving = tuple(here[command.replicas :])
+        leaving = command.leaving or tuple(here[command.replicas :])
+        if not set(leaving) <= set(here) or len(here) - len(leaving) != command.replicas:
+            raise ClaimError("it has no such replicas, or not so many are left", device=lease.id, during="resize")
         record = r.LeaseNoticed(at=now, lease=lease.id, leave_by=now, why="resized by its holder", leaving=leaving)
         return [record], c.Done(msgspec.structs.replace(lease, leaving=(*lease.leaving, *leaving), leave_by=now))
-    if lease.leaving or lease.state not in STAYING:
+    if lease.leaving or lease.state is LeaseState.DRAINING:
         return [], c.Refused("replicas of it were told to leave; ask again when they are gone")
+    if lease.state is not LeaseState.PREPARED:
+        return [], c.Refused("what it has is still being prepared; ask again when it is")
     return grow(state, lease, command.replicas - len(here), now)
 
 

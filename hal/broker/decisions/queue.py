@@ -22,9 +22,9 @@ from hal.broker.allocation.view import allocate_if
 from hal.broker.decisions.claims import grow, lease_of, over_quota
 from hal.broker.decisions.devices import Decision
 from hal.broker.decisions.room import Plan, is_open, is_usable, plan_room, room
-from hal.broker.lifecycle import STAYING
 from hal.broker.snapshot import Entry
 from hal.broker.state import State
+from hal.model.lease import LeaseState
 
 PATIENCE_SECONDS = 60.0
 """How long the first in the queue is passed over before devices are kept for it."""
@@ -155,7 +155,12 @@ def _grow(state: State, now: float) -> Decision:
     hungry = []
     for lease_id in state.elastic:
         lease = state.leases[lease_id]
-        if lease.state in STAYING and not lease.leaving and lease.elastic and lease.replicas < lease.elastic[1]:
+        if (
+            lease.state is LeaseState.PREPARED
+            and not lease.leaving
+            and lease.elastic
+            and lease.replicas < lease.elastic[1]
+        ):
             hungry.append((state.fair.over_share(lease.tenant), -lease.priority, lease.granted_at, lease_id))
     for *_, lease_id in sorted(hungry):
         records, answer = grow(state, state.leases[lease_id], 1, now)

@@ -7,7 +7,20 @@ from hal.errors import ClaimError
 from hal.model.claim import Preempt
 from hal.model.lease import LeaseState
 from hal.model.tenant import Tenant
-from tests.unit.broker.world import claim, device, give_back, grant, ids, leave, pump, queued, refused, run, state_of
+from tests.unit.broker.world import (
+    claim,
+    device,
+    give_back,
+    grant,
+    ids,
+    leave,
+    prepared,
+    pump,
+    queued,
+    refused,
+    run,
+    state_of,
+)
 
 
 def gpus(count: int, node: str = "n0"):
@@ -107,6 +120,7 @@ def test_spare_replicas_of_an_elastic_lease_go_before_anybody_is_evicted_and_com
     state = state_of([x for n in range(4) for x in gpus(1, f"n{n}")])
     elastic = grant(state, claim("elastic", replicas=1, max_replicas=3), 1000)
     assert elastic.replicas == 3
+    prepared(state, "elastic", 1000)
     grant(state, claim("low"), 1000)
     queued(state, claim("next", wait=True), 1001)
     pump(state, 1001)
@@ -133,6 +147,7 @@ def test_an_elastic_lease_keeps_what_it_was_promised_from_equals():
 def test_an_elastic_lease_is_resized_by_its_holder():
     state = state_of([x for n in range(3) for x in gpus(1, f"n{n}")])
     grant(state, claim("elastic", replicas=1, max_replicas=3))
+    prepared(state, "elastic")
     run(state, c.Resize(lease="elastic", replicas=1))
     assert state.leases["elastic"].leaving == (1, 2)
     run(state, c.ProveShrunk(lease="elastic", replicas=(1, 2)))

@@ -6,6 +6,7 @@ import msgspec
 
 from hal.broker import command as c
 from hal.broker.core import decide
+from hal.broker.decisions.leases import newest_fence
 from hal.broker.state import State
 from hal.model.attributes import known
 from hal.model.claim import Claim, Constraint, Locality, Request
@@ -108,6 +109,12 @@ def grant(state: State, wanted: Claim, now: float = 1000.0):
     answer = run(state, c.ClaimDevices(claim=wanted), now)
     assert isinstance(answer, c.Granted), answer
     return answer.lease
+
+
+def prepared(state: State, lease_id: str, now: float = 1000.0):
+    """Have a lease's devices prepared, as the agent would."""
+    run(state, c.MarkPrepared(lease=lease_id, fence=newest_fence(state.leases[lease_id])), now)
+    return state.leases[lease_id]
 
 
 def give_back(state: State, lease, now: float = 1000.0) -> None:
