@@ -308,6 +308,28 @@ def test_the_lock_is_free_again_after_a_failed_open(memory_path):
     SqliteStore(memory_path, Deadline.after(0)).close()
 
 
+def test_a_commit_that_was_interrupted_after_it_took_place_is_replayed_in_its_place(memory_path):
+    store = SqliteStore(memory_path)
+    store.append(RECORDS[:1], 0)
+    transact = store._file.transact
+
+    def interrupted(step, floor, work, then):
+        def interrupt():
+            raise KeyboardInterrupt
+
+        transact(step, floor, work, interrupt)
+
+    store._file.transact = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        store.append(RECORDS[1:3], 1, [entry(1)])
+    store._file.transact = transact
+    assert store.head() == 3
+    store.append(RECORDS[3:], 3, [entry(2)])
+    assert list(store.replay()) == list(enumerate(RECORDS, 1))
+    assert store.verify_audit().lines == 2
+    store.close()
+
+
 def test_a_closed_store_says_so(memory_path):
     store = SqliteStore(memory_path)
     store.close()
