@@ -1,4 +1,4 @@
-"""The decision core: choose the devices, mark them as taken, and later as given back. No lease, no journal, no tenant."""
+"""The decision core: choose devices, mark them as taken, and later as given back. No lease, no journal, no tenant."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from hal.broker.allocation.view import Place, allocate, given
 from hal.broker.allocation.places import Node
+from hal.broker.allocation.view import Place, allocate, given
 from hal.broker.index import DeviceIndex
 from hal.model.attributes import known
 from hal.model.claim import Claim, Constraint, Gang, Request
@@ -24,7 +24,7 @@ NODES = 10_000
 DECISIONS = 40_000
 GIB = 1 << 30
 _PAIRWISE = (Constraint(same="pci-switch", pairwise=True),)
-_INCLUDES = "allocate, the devices as a holder gets them, take and give back; no lease, no journal"
+_INCLUDES = "processor time of allocate, the devices as a holder gets them, take and give back; no lease, no journal"
 
 
 def _pairs(count: int) -> Claim:
@@ -159,7 +159,7 @@ def churn(floor: Floor, claims: Sequence[Claim], load: float, seed: int, many: i
     clock = time.perf_counter_ns
     wanted = [rng.choice(claims) for _ in range(many)]
     leaving = [rng.random() for _ in range(many)]
-    start = clock()
+    start = time.process_time()  # nothing here waits; a neighbour that takes the processor away is not counted
     for claim, chance in zip(wanted, leaving, strict=True):
         at = int(chance * len(held))
         old, held[at] = held[at], held[-1]
@@ -172,13 +172,13 @@ def churn(floor: Floor, claims: Sequence[Claim], load: float, seed: int, many: i
             held.append(got)
         if len(floor.touched) > 50_000:
             floor._forget_touches()
-    took = clock() - start
+    took = time.process_time() - start
     gc.enable()
     for last in held:
         floor.back(last)
     floor._forget_touches()
     times.sort()
-    return many / took * 1e9, times[many * 99 // 100] / 1e9
+    return many / took, times[many * 99 // 100] / 1e9
 
 
 def _gang(floor: Floor) -> Row:

@@ -53,9 +53,10 @@ class Look:
         self._facts: dict[int, Facts] = {}
         self._solved: dict[Memory, Solved | None] = {}
         self._known: dict[int, Solved | None] = {}
+        self._bounds: dict[int, Score] = {}
         self._unknown: set[Memory] = set()
         self._packed: dict[Memory, tuple[list[Solved], bool]] = {}
-        self._heap: list[tuple[Score, int, int, int, Situation, Solved]] = []
+        self._heap: list[tuple[Score, int, int, int, Situation, Solved | None]] = []
         self._queued: set[int] = set()
         self._born = -1
 
@@ -78,14 +79,39 @@ class Look:
                 continue
             if number in known:
                 solved = known[number]
+                if solved is not None:
+                    self._queue(solved.score, situation, solved)
+                continue
+            if self.in_part:
+                answer = self._settled(situation)
+                if answer is not None:
+                    self._queue(answer.score, situation, answer)
+                continue
+            if number in self._bounds:
+                self._queue(self._bounds[number], situation, None)
+                continue
+            facts = self.facts(situation)
+            free = situation.free & facts.union
+            if free.bit_count() >= facts.total:
+                # To solve it is put off until it may be the best: most situations never are.
+                bound = self.policy.bound(Scene(facts.layout, facts.union), free, facts.total)
+                self._bounds[number] = bound
+                self._queue(bound, situation, None)
             else:
-                if len(known) >= MOST_SOLVED:
-                    known.clear()
-                solved = known[number] = self.solve(situation)
-            if solved is not None:
-                queued.add(number)
-                entry = (solved.score, situation.hardware.number, situation.free, number, situation, solved)
-                heapq.heappush(self._heap, entry)
+                known[number] = None
+
+    def _queue(self, score: Score, situation: Situation, solved: Solved | None) -> None:
+        self._queued.add(situation.number)
+        entry = (score, situation.hardware.number, situation.free, situation.number, situation, solved)
+        heapq.heappush(self._heap, entry)
+
+    def _settled(self, situation: Situation) -> Solved | None:
+        known = self._known
+        if len(known) + len(self._bounds) >= MOST_SOLVED:
+            known.clear()
+            self._bounds.clear()
+        solved = known[situation.number] = self.solve(situation)
+        return solved
 
     def best(self) -> tuple[int, Solved] | None:
         """Return the node and the devices of the best situation there is, or None."""
@@ -93,27 +119,35 @@ class Look:
             return self.best_but({})
         heap, where = self._heap, self.table.where
         while heap:
-            situation = heap[0][4]
+            _, _, _, number, situation, solved = heap[0]
             index = situation.first(where)
             if index is not None:
-                return index, heap[0][5]
+                if solved is not None:
+                    return index, solved
+                solved = self._settled(situation)
+                if solved is not None:
+                    entry = (solved.score, situation.hardware.number, situation.free, number, situation, solved)
+                    heapq.heapreplace(heap, entry)
+                    continue
             heapq.heappop(heap)
-            self._queued.discard(situation.number)
+            self._queued.discard(number)
         return None
 
     def best_but(self, changed: Mapping[int, Situation]) -> tuple[int, Solved] | None:
         """Return the best as if some nodes were in other situations."""
         found: tuple[Score, int, int, int, Solved] | None = None
         if changed or self._by_number:
-            for score, hardware, free, _, situation, solved in sorted(self._heap, key=lambda entry: entry[:4]):
-                if found is not None and not self._by_number and score > found[0]:
+            for bound, hardware, free, _, situation, known in sorted(self._heap, key=lambda entry: entry[:4]):
+                if found is not None and not self._by_number and bound > found[0]:
                     break
                 index = situation.first(self.table.where)
                 if index is not None and index in changed:
                     left = (i for i in situation.members(self.table.where) if i not in changed)
                     index = next(left, None)
-                if index is None:
+                solved = known or (self._settled(situation) if index is not None else None)
+                if index is None or solved is None:
                     continue
+                score = solved.score
                 key = (score, index, 0, 0) if self._by_number else (score, hardware, free, index)
                 if found is None or key < found[:4]:
                     found = (*key, solved)

@@ -32,6 +32,10 @@ class Policy(Protocol):
         """Return how little a choice is liked: ``free`` of the matching devices are free, ``taken`` would be taken."""
         ...
 
+    def bound(self, scene: Scene, free: int, wanted: int) -> Score:
+        """Return a score that no choice of so many devices is below: the closer, the less has to be searched."""
+        ...
+
 
 class Pack:
     """Against fragmentation: whole machines stay whole, then whole NUMA nodes, then the fullest node, then switches."""
@@ -50,6 +54,18 @@ class Pack:
             broken(scene.layout.switches, free, taken),
         )
 
+    def bound(self, scene: Scene, free: int, wanted: int) -> Score:
+        """Return the score of the best that could be, if any devices would do."""
+        left = free.bit_count() - wanted
+        numa = 0
+        counts = [count for place in scene.layout.numa if (count := (place & free).bit_count())]
+        if sum(counts) == free.bit_count() and len(counts) <= 4:
+            sums = {0}
+            for count in counts:
+                sums |= {has + count for has in sums}
+            numa = min(has for has in sums if has >= wanted) - wanted
+        return (free == scene.matching and left != 0, numa, left, 0)
+
 
 class Spread:
     """The emptiest node first: for serving, where neighbours are a risk and room to grow is worth more."""
@@ -57,6 +73,10 @@ class Spread:
     def score(self, scene: Scene, free: int, taken: int) -> Score:
         """Return what is left, the most first."""
         return (-(free & ~taken).bit_count(),)
+
+    def bound(self, scene: Scene, free: int, wanted: int) -> Score:
+        """Return the score."""
+        return (wanted - free.bit_count(),)
 
 
 class FirstFit:
@@ -66,6 +86,10 @@ class FirstFit:
         """Return the same for all."""
         return (0,)
 
+    def bound(self, scene: Scene, free: int, wanted: int) -> Score:
+        """Return the score."""
+        return (0,)
+
 
 class BestFit:
     """The node with the fewest devices left, whatever that breaks: here to be compared with."""
@@ -73,6 +97,10 @@ class BestFit:
     def score(self, scene: Scene, free: int, taken: int) -> Score:
         """Return what is left."""
         return ((free & ~taken).bit_count(),)
+
+    def bound(self, scene: Scene, free: int, wanted: int) -> Score:
+        """Return the score."""
+        return (free.bit_count() - wanted,)
 
 
 PACK = Pack()

@@ -109,7 +109,8 @@ def test_an_alternative_is_taken_when_the_first_choice_is_gone_and_says_its_cost
     assert (ids(found), found.cost, found.requests[0].where) == (["n0/b"], 3.0, "size == 2")
     floor.take("more", given(found))
     refused = allocate(floor, wanted)
-    assert isinstance(refused, Refusal) and refused.tried == 2
+    assert isinstance(refused, Refusal)
+    assert refused.tried == 2
 
 
 def test_a_wish_is_given_up_at_its_weight_and_only_if_it_must_be():
@@ -146,7 +147,7 @@ def test_pairs_across_nodes_come_in_step_too():
     assert [rail[x] for x in found[:2]] == [rail[x] for x in found[2:]]
 
 
-@pytest.mark.parametrize("numas, feasible", [((1, 2, 1, 3), True), ((1, 2, 1, 2), False)])
+@pytest.mark.parametrize(("numas", "feasible"), [((1, 2, 1, 3), True), ((1, 2, 1, 2), False)])
 def test_distinct_numa_nodes(numas, feasible):
     floor = Floor([device(f"n0/d{i}", numa=numa) for i, numa in enumerate(numas)])
     wanted = Claim(id="c", requests=(Request(kind=Kind.GPU, count=3),), constraints=(Constraint(distinct="numa"),))
@@ -219,7 +220,7 @@ def test_a_claim_that_must_lie_on_one_node_is_told_so():
     assert refused.cause == NoNode(0, 2)
 
 
-@pytest.mark.parametrize("name, node", [("pack", "a"), ("best-fit", "b"), ("spread", "c"), ("first-fit", "a")])
+@pytest.mark.parametrize(("name", "node"), [("pack", "a"), ("best-fit", "b"), ("spread", "c"), ("first-fit", "a")])
 def test_policies_choose_between_nodes(name, node):
     floor = Floor([*server("a", 4), *server("b", 4), *server("c", 4)])
     floor.policy = POLICIES[name]
