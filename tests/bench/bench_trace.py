@@ -79,7 +79,7 @@ def _churning(name: str, level: float) -> Churn:
 
 
 def _churned() -> Iterator[Row]:
-    for level in (0.88, 0.92):
+    for level in (0.88, 0.92, 0.94):
         found = {name: _churning(name, level) for name in NAMES}
         refused = {name: sum(of.refused.get(gpus, 0) for gpus in (4, 8)) for name, of in found.items()}
         asked = sum(found["hal, packing"].asked.get(gpus, 0) for gpus in (4, 8))

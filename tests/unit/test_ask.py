@@ -36,6 +36,8 @@ H100 = Device(
         ({"model": "NVIDIA H100"}, False),
         ({"model": "*H100 ??GB"}, True),
         ({"model": "*h100*"}, False),
+        ({"model": "H100*GB"}, False),
+        ({"model": "NVIDIA*80"}, False),
         ({"model": "NVIDIA.H100*"}, False),
         ({"model": ("NVIDIA A100*", "NVIDIA H100*")}, True),
         ({"memory_gb": 80}, True),
