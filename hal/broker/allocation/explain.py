@@ -32,8 +32,9 @@ __all__ = [
     "why_not",
 ]
 
-MOST_DEVICES = 64
-"""How many devices are listed with their reason if nothing else is said."""
+MOST_DEVICES = 32
+"""How many devices are listed with their reason if nothing else is said, and there are more than a few machines."""
+MOST_DEVICES_OF_FEW = 1000
 FEW_NODES = 64
 FOUND = "found"
 """Where what was found of claims is in ``state.views``, for as long as nothing changes."""
@@ -115,9 +116,12 @@ class _Found:
     near: tuple[Nearby, ...]
 
 
-def explain(state: State, claim: Claim, most_devices: int = MOST_DEVICES) -> Explanation:
-    """Explain a claim without granting it."""
+def explain(state: State, claim: Claim, most_devices: int | None = None) -> Explanation:
+    """Explain a claim without granting it; ``most_devices`` limits how many refused devices are listed."""
     check_claim(claim)
+    state.settle()
+    if most_devices is None:
+        most_devices = MOST_DEVICES if len(state.nodes) > FEW_NODES else MOST_DEVICES_OF_FEW
     # On few machines it is quick to find the better words.
     counted_out = len(state.nodes) > FEW_NODES and is_counted_out(state, claim)
     outcome = None if counted_out else allocate(state, claim)

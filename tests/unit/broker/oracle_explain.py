@@ -9,7 +9,8 @@ import msgspec
 from hal.broker.allocation.explain import Explanation, Nearby, explain
 from hal.broker.state import State
 from hal.model.claim import Claim, Request, request_names
-from tests.unit.broker.oracle import World, best, fits, takes
+from tests.unit.broker.oracle import best, fits, takes
+from tests.unit.broker.oracle_values import World
 
 
 def check_explanation(world: World, state: State, claim: Claim) -> str | None:

@@ -15,8 +15,9 @@ from hal.broker.core import decide
 from hal.broker.state import State
 from hal.model.claim import Claim
 from hal.model.lease import Lease
-from tests.unit.broker.oracle import Best, Hold, World, best, gang, places_of
+from tests.unit.broker.oracle import Best, best, gang, places_of
 from tests.unit.broker.oracle_explain import check_explanation
+from tests.unit.broker.oracle_values import Hold, World
 from tests.unit.broker.oracle_verify import Wrong, hold_of, verify
 from tests.unit.broker.oracle_worlds import ALL, SELECTORS, made_of, profiles_of, random_claim, random_devices
 

@@ -7,7 +7,8 @@ from itertools import combinations, product
 
 from hal.model.claim import Claim, Request, Share, request_names
 from hal.model.lease import AllocatedDevice
-from tests.unit.broker.oracle import Hold, Take, World, concerned, fits, gang_is_right, is_free, is_well, kept
+from tests.unit.broker.oracle import concerned, fits, gang_is_right, is_free, is_well, kept
+from tests.unit.broker.oracle_values import Hold, Take, World
 
 
 class Wrong(AssertionError):

@@ -11,7 +11,7 @@ from hal.model.claim import FRACTION, Claim, Constraint, Gang, Gather, Locality,
 from hal.model.device import Device, Location
 from hal.model.health import Condition, Presence, Severity, Status
 from hal.model.kind import Kind
-from tests.unit.broker.oracle import Predicate
+from tests.unit.broker.oracle_values import Predicate
 
 SLICES = 8
 PROFILES = {"1g": (1, tuple(range(7))), "2g": (2, (0, 2, 4)), "3g": (4, (0, 4)), "7g": (8, (0,))}

@@ -11,8 +11,9 @@ from hal.broker.core import decide
 from hal.model.claim import FRACTION, Claim, Constraint, Request, Share
 from hal.model.kind import Kind
 from tests.budget import PROFILE
-from tests.unit.broker.oracle import Hold, World, best
+from tests.unit.broker.oracle import best
 from tests.unit.broker.oracle_run import Tally, play
+from tests.unit.broker.oracle_values import Hold, World
 from tests.unit.broker.oracle_verify import Wrong, verify
 from tests.unit.broker.world import claim, device, grant, request, run, server, state_of
 
