@@ -13,14 +13,13 @@ from hal.model import cel_operators as ops
 from hal.model.cel_device import ALLOW_MULTIPLE, FIELDS, Path
 from hal.model.cel_functions import GLOBALS, METHODS, Function
 from hal.model.cel_macros import MACROS, Body
-from hal.model.cel_parse import refuse
+from hal.model.cel_parse import DEEPEST, refuse
 from hal.model.cel_text import pattern
 from hal.model.cel_tree import Node, chain, children_at, literal, literal_text, nearest, plain
 from hal.model.cel_values import Fault
 
 Frame = list[Any]
 Run = Callable[[Frame], Any]
-DEEPEST = 60
 _COMPARABLE = frozenset({"int", "double", "string", "bytes", "bool"})
 _SPACES = ("cel", "optional", "sets")
 _NUMBERS = {"int", "double"}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 LONGEST = 10 * 1024
 """Kubernetes' limit on the length of a selector (CELSelectorExpressionMaxLength)."""
+DEEPEST = 60
+"""How deep an expression nests at the most."""
 _SHOWN = 300
 _OPTIONAL = """
 member_optional_dot : member "." "?" IDENT
@@ -72,10 +74,18 @@ def _parser() -> Lark:
 
 
 def _check_literals(text: str) -> None:
-    """Refuse a text literal that does not end: the grammar's regular expression would backtrack without end on it."""
-    at, end = 0, len(text)
+    """Refuse what the parser would take long over, before it sees it.
+
+    That is a text literal without an end, on which the grammar's regular expression would backtrack exponentially, and
+    nesting or signs beyond what the compiler takes.
+    """
+    at, end, depth, signs = 0, len(text), 0, 0
     while at < end:
         sign = text[at]
+        depth += (sign in "([{") - (sign in ")]}")
+        signs = signs + 1 if sign in "!-" else 0
+        if depth > DEEPEST or signs > DEEPEST:
+            refuse(text, at, "nested too deeply", "split the expression")
         if text.startswith("//", at):
             line = text.find("\n", at)
             at = end if line < 0 else line
