@@ -263,8 +263,17 @@ def release(filtered: Filtered) -> None:
         pass
 
 
+def _sweep(parent: Path) -> None:
+    """Remove the groups of runs that were killed before they could; one with programs in it does not let itself."""
+    for left in parent.glob("hal-*"):
+        pid = left.name[4:]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            release(Filtered(folder=str(left), procs="", how=""))
+
+
 def _confine_v2(name: str, allowed: Sequence[Node]) -> Filtered:
     folder = own_folder("cgroup2") / name
+    _sweep(folder.parent)
     folder.mkdir(exist_ok=True)
     try:
         found = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -284,6 +293,7 @@ def _confine_v2(name: str, allowed: Sequence[Node]) -> Filtered:
 
 def _confine_v1(name: str, allowed: Sequence[Node]) -> Filtered:
     folder = own_folder("devices") / name
+    _sweep(folder.parent)
     folder.mkdir(exist_ok=True)
     try:
         (folder / "devices.deny").write_text("a")
