@@ -13,7 +13,9 @@ import msgspec
 
 from hal.api.ask import make_claim, pairs
 from hal.broker import command as c
+from hal.broker.journal.memory import MemoryStore
 from hal.broker.journal.sqlite import SqliteStore
+from hal.broker.journal.store import Store
 from hal.broker.ledger import Ledger
 from hal.model.claim import Claim
 from tests.bench.peer_environment import PeerMissing, ask
@@ -31,8 +33,8 @@ PEERS = {
     ),
     "ray": (
         "peer_ray.py",
-        "Ray: one node with 64 GPUs and 64 NICs, a placement group made and ready, through its daemons, in memory; it "
-        f"cannot say which switch. Ours as beside Placement: {HOSTS} hosts, on the disk",
+        "both in memory; Ray: one node with 64 GPUs and 64 NICs, a placement group made and ready, through its daemons; "
+        f"it cannot say which switch. Ours: {HOSTS} hosts, the core in process: no socket, no disk",
     ),
 }
 _LOG = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 def run() -> Iterator[Row]:
     for peer, (script, about) in PEERS.items():
-        ours = _ours()
+        ours = _ours(durable=peer != "ray")
         try:
             theirs = ask(peer, Path(__file__).with_name(script))
         except PeerMissing as error:
@@ -55,7 +57,9 @@ def run() -> Iterator[Row]:
                 includes="the peer is installed by pip into a cache folder, or found in the one that HAL_PEERS names",
             )
             continue
-        again = _ours()  # before and after the peer: the machine's speed may have changed meanwhile
+        again = _ours(
+            durable=peer != "ray"
+        )  # before and after the peer: the machine's speed may have changed meanwhile
         for name in (ONE, PAIR):
             took = statistics.mean((ours[name], again[name]))
             mean = theirs.get(f"{name}, mean")
@@ -70,9 +74,9 @@ def run() -> Iterator[Row]:
             )
 
 
-def _ours() -> dict[str, float]:
+def _ours(*, durable: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        store = SqliteStore(Path(folder))
+        store: Store = SqliteStore(Path(folder)) if durable else MemoryStore()
         ledger = Ledger(store, ManualClock())
         ledger.execute(c.Begin(boot_id="bench"))
         devices = tuple(device for host in range(HOSTS) for device in server(f"host{host}", SWITCHES))
