@@ -39,13 +39,13 @@ def why_cordoned(state: State, device: Device) -> str | None:
         if cordon is not None:
             word = "draining, cordoned" if cordon.draining else "cordoned"
             return f"{what}{word} by {cordon.by}: {cordon.why or NO_REASON}"
-    above = (other for other in ancestors(device, state.devices) if isinstance(other, Device))
-    for relative in (*above, *_relatives(state, device)):
-        cordon = state.cordons.get(relative.id)
-        if cordon is not None:
-            return (
-                f"it shares its fate with {relative.name}, which is cordoned by {cordon.by}: {cordon.why or NO_REASON}"
-            )
+    for target, found in state.cordons.items():
+        relative = state.devices.get(target)
+        if relative is None or relative.location.node != device.location.node:
+            continue
+        if device in ancestors(relative, state.devices) or relative in ancestors(device, state.devices):
+            why = found.why or NO_REASON
+            return f"it shares its fate with {relative.name}, which is cordoned by {found.by}: {why}"
     return None
 
 
@@ -176,11 +176,3 @@ def _related(node: Node, position: int) -> Iterator[int]:
         bit = rest & -rest
         rest ^= bit
         yield bit.bit_length() - 1
-
-
-def _relatives(state: State, device: Device) -> Iterator[Device]:
-    node = state.node(device.location.node)
-    position = node.place.get(device.id) if node is not None else None
-    if node is not None and position is not None:
-        for other in _related(node, position):
-            yield node.devices[other]

@@ -122,15 +122,20 @@ class Node:
         self.made = parts_seen(self.devices, self.place)
         self._whole = 0
         self._uses, self._users, self._parts = {}, {}, {}
-        self._cordoned, self._kept = self.related(self._under(frozenset(cordoned))), self.mask_of(reserved)
+        self._cordoned = self.related(self._touched_by(frozenset(cordoned), devices))
+        self._kept = self.mask_of(reserved)
         self._barred = self._cordoned | self.related(self._kept)
         self._fits, self._masks, self._devices, self._given = {}, {}, {}, {}
         self.version += 1
         self.take(held)
 
-    def _under(self, ids: frozenset[str]) -> int:
-        """Return the positions of the devices of these ids, and of all below one of them that is itself not given."""
+    def _touched_by(self, ids: frozenset[str], devices: Mapping[str, Device]) -> int:
+        """Return the positions of the devices of these ids, and of what is above or below one that is not given."""
         mask = self.mask_of(ids)
+        for device_id in ids:
+            if device_id not in self.place and device_id in devices:
+                above = ancestors(devices[device_id], devices)
+                mask |= self.mask_of([other if isinstance(other, str) else other.id for other in above])
         if ids:
             for position, above in self._above.items():
                 if any((other if isinstance(other, str) else other.id) in ids for other in above):
