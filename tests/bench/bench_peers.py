@@ -33,7 +33,7 @@ PEERS = {
     ),
     "ray": (
         "peer_ray.py",
-        "both in memory; Ray: one node with 64 GPUs and 64 NICs, a placement group made and ready, through its daemons; "
+        "both in memory; Ray: one node of 64 GPUs and 64 NICs, a placement group made and ready, through its daemons; "
         f"it cannot say which switch. Ours: {HOSTS} hosts, the core in process: no socket, no disk",
     ),
 }
