@@ -82,7 +82,7 @@ class Connections:
                 async with asyncio.timeout(silent_seconds):
                     data = await reader.read(_CHUNK)
                 response.feed(_some(data))
-                if response.headed:
+                if response.flows:
                     yield response, response.take()
         finally:
             writer.close()

@@ -94,6 +94,11 @@ class Response:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @property
+    def flows(self) -> bool:
+        """Whether its body may be taken as it comes: a problem is worth nothing until it is whole."""
+        return self.headed and (self.status == 200 or self.complete)
+
+    @property
     def reusable(self) -> bool:
         """Whether the connection may be asked again."""
         return self.complete and bool(self._parser.should_keep_alive())
@@ -153,7 +158,7 @@ class Connections:
             end.sendall(request)
             while not response.complete:
                 response.feed(_some(end.recv(_CHUNK)))
-                if response.headed:
+                if response.flows:
                     yield response, response.take()
         finally:
             end.close()
