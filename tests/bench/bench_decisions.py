@@ -249,5 +249,5 @@ def _memory() -> Row:
         ratio=grown / 500,
         goal="under 500 MB",
         met=grown < 500,
-        includes="50,000 switches beside them; the allocator's memory after 40,000 mixed decisions; no leases, no history",
+        includes="50,000 switches beside them, the allocator after 40,000 mixed decisions; no leases, no history",
     )
