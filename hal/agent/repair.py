@@ -104,21 +104,19 @@ def _run(device: Device, step: str, verb: Callable[..., Operation[None]], second
 
 def _free(agent: Agent, device: Device, by_operator: str | None) -> None:
     """A fenced device must have let go of its last holder; an operator's recorded order is proof, too."""
-    if device.id not in agent.ledger.state.fenced:
-        return
     agent.free_fenced(device.id)
-    fenced = agent.ledger.state.fenced.get(device.id)
-    if fenced is None:
-        return
-    if by_operator is None:
-        raise DeviceBusy(
-            f"it does not let go of lease {fenced.lease}",
-            device=device.id,
-            during="repair",
-            hint="reboot; or --by-operator REASON, which gives it on",
-        )
-    proof = f"order of an operator: {by_operator}"
-    agent.ledger.execute(c.ProveFreed(device=device.id, fence=fenced.fence, proof=proof))
+    for slot, fenced in list(agent.ledger.state.fenced.items()):
+        if fenced.device.id != device.id:
+            continue
+        if by_operator is None:
+            raise DeviceBusy(
+                f"it does not let go of lease {fenced.lease}",
+                device=device.id,
+                during="repair",
+                hint="reboot; or --by-operator REASON, which gives it on",
+            )
+        proof = f"order of an operator: {by_operator}"
+        agent.ledger.execute(c.ProveFreed(device=slot, fence=fenced.fence, proof=proof))
 
 
 def _look(agent: Agent, device: Device, driver: Driver | None, vouched: bool) -> list[Condition]:

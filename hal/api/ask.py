@@ -127,6 +127,8 @@ def _request(kind: str, count: Count, where: str, fraction: float | None, words:
         own["capacity"] = {**own.get("capacity", {}), FRACTION: max(1, round(fraction * 1000))}
         own.setdefault("share", Share.SHARED)
     found = _one_of(Kind, kind, "kind")
+    if not isinstance(where, str):
+        raise ClaimError(f"where is {where!r}, it must be a text", during="claim", hint='where="memory_bytes >= 80*GB"')
     conditions = where_of(words, found)
     parts = [f"({where})" if where and conditions else where, conditions]
     return Request(kind=found, count=count, where=" and ".join(part for part in parts if part), **own)

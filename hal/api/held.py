@@ -81,7 +81,9 @@ class HeldLease:
             names = ", ".join(held.name for held in self.devices)
             raise UsageError(f"the lease has {len(self.devices)} devices; say which", device=self.id, hint=names)
         fitting = [
-            held for held in self.devices if device in (held.id, held.name, f"{held.node}/{held.name}", *held.aliases)
+            held
+            for held in self.devices
+            if device in (held.id, held.opened_as or held.id, held.name, f"{held.node}/{held.name}", *held.aliases)
         ]
         if len(fitting) != 1:
             raise DeviceNotFound(
@@ -98,8 +100,10 @@ class HeldLease:
         Raises :class:`~hal.errors.LeaseEnded` if the lease is over, and what the driver raises.
         """
         held = self.find(device)
-        guard = PageGuard(page_path(self._guards, held.id), held.id, self.id, self.fence)
-        handle = self._driver(held.driver).open(held.id, guard, or_default(deadline))
+        name = held.opened_as or held.id
+        page = page_path(self._guards, self.lease.slot_of(held))
+        guard = PageGuard(page, name, self.id, self.lease.fence_of(held))
+        handle = self._driver(held.driver).open(name, guard, or_default(deadline))
         self._handles.append(handle)
         return handle
 

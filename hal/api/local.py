@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from hal.api.ask import Asked, make_claim
 from hal.api.glance import Status, queue_of, status_of, tenants_of
 from hal.api.granting import Granting
 from hal.api.held import HeldLease
+from hal.api.names import Names
 from hal.api.sight import Observe, Sight, readable
 from hal.api.surface import TenantReport, Waiting
 from hal.broker import command as c
@@ -37,7 +38,6 @@ from hal.model.claim import Claim
 from hal.model.event import Event
 from hal.model.inventory import Inventory
 from hal.model.lease import Lease
-from hal.model.selector import compile_selector
 from hal.model.tenant import Tenant
 
 __all__ = ["LocalBroker", "Observe", "Sight", "Status"]
@@ -58,9 +58,9 @@ class LocalBroker:
 
     ``observe`` returns all devices as they are now; ``clock`` and ``boot_id`` are the machine's own unless given.
     ``begin`` starts a call of a driver (in a thread, unless a simulation says otherwise). ``prepares=False`` is for
-    devices that other nodes' agents prepare: leases stay bound here. Thread-safe. Opening one brings journal and devices
-    into agreement; every verb first takes back what has expired. Closing leaves the leases as they are: they end when
-    released or expired, under whichever broker comes next.
+    devices that other nodes' agents prepare: leases stay bound here. Thread-safe. Opening one brings journal and
+    devices into agreement; every verb first takes back what has expired. Closing leaves the leases as they are: they
+    end when released or expired, under whichever broker comes next.
     """
 
     def __init__(
@@ -75,11 +75,13 @@ class LocalBroker:
         deadline_seconds: float = 10.0,
         prepares: bool = True,
         begin: Begin = Call,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         self.drivers = drivers
         self.observe = observe
         self.problems: tuple[Problem, ...] = ()
         self._looking = threading.Lock()
+        self._at_end = at_end
         self._store = store
         self._guards = runtime.absolute() / "guards"
         self.ledger = Ledger(store, clock or _AnyClock())
@@ -98,7 +100,7 @@ class LocalBroker:
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
         self.agent = Agent(self.ledger, drivers, pages, deadline_seconds, begin)
         self._granting = Granting(self.ledger, self.agent, self.refresh_if_possible, prepares=prepares)
-        self._names: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._names = Names(self.ledger)
         if prepares:
             self.agent.reconcile()
         if observe is not None:
@@ -137,7 +139,7 @@ class LocalBroker:
         """
         self.agent.expire()
         for claim in claims:
-            self._check_names(claim)
+            self._names.check(claim)
         if dry_run:
             return [self.ledger.preview(c.ClaimDevices(claim=claim)) for claim in claims]
         names = list(actors) if actors is not None else [claim.tenant for claim in claims]
@@ -157,7 +159,7 @@ class LocalBroker:
         """Say whether a claim would be granted now, and if not, what stands in the way; takes what ``claim`` takes."""
         claim = make_claim(asked, **words)
         self.agent.expire()
-        self._check_names(claim)
+        self._names.check(claim)
         with self.ledger.lock:
             return explain(self.state, claim)
 
@@ -374,21 +376,11 @@ class LocalBroker:
     def _held(self, lease: Lease) -> HeldLease:
         return HeldLease(lease, self.drivers, self._guards, self)
 
-    def _check_names(self, claim: Claim) -> None:
-        """Refuse a selector that speaks of an attribute which no device here has."""
-        texts = {choice.where for request in claim.requests for choice in (request, *request.or_else) if choice.where}
-        if texts:
-            if self._names[0] != self.state.sights:
-                with self.ledger.lock:
-                    names = (name for d in self.state.devices.values() for name in (*d.attributes, *d.capacity))
-                    self._names = (self.state.sights, frozenset(names))
-            known = self._names[1]
-            for text in texts:
-                compile_selector(text, known)
-
     def close(self) -> None:
         """Let go of the journal; leases go on."""
         self._store.close()
+        if self._at_end is not None:
+            self._at_end()
 
     def __enter__(self) -> Self:
         return self

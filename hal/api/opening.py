@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from hal.api.folders import folders
 from hal.api.local import LocalBroker, Sight
 from hal.drivers.contract import Driver
 from hal.drivers.guarded import describe
 from hal.interfaces.deadline import Deadline
+
+if TYPE_CHECKING:
+    from hal.agent.monitors import Monitors
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,20 +32,38 @@ def open_broker(
     state: str | os.PathLike[str] | None = None,
     *,
     deadline_seconds: float = 5.0,
+    monitored: bool = False,
 ) -> LocalBroker:
     """Open the broker of this machine: survey it, open its journal, agree with what was prepared.
 
-    Raises :class:`hal.broker.journal.sqlite.JournalBusy` if another process holds the journal until the deadline.
+    ``monitored``: each driver works in a process of its own, as a daemon wants it; leases are then opened by their
+    holders, and not here. Raises :class:`hal.broker.journal.sqlite.JournalBusy` if another process holds the journal
+    until the deadline.
     """
     from hal.agent.survey import Survey, survey
     from hal.broker.journal.sqlite import SqliteStore
 
-    def look() -> Survey:
-        return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds))
-
     where = folders(environ, state)
-    first = look()
-    store = SqliteStore(where.state, Deadline.after(deadline_seconds))
+    monitors: Monitors | None = None
+    if monitored:
+        from hal.agent.monitors import Monitors
+
+        monitors = Monitors(environ, records=where.state / "monitors")
+
+    def look() -> Survey:
+        through = None if monitors is None else monitors.through
+        return survey(environ=environ, deadline_seconds=max(5.0, deadline_seconds), through=through)
+
+    def end() -> None:
+        if monitors is not None:
+            monitors.close()
+
+    try:
+        first = look()
+        store = SqliteStore(where.state, Deadline.after(deadline_seconds))
+    except BaseException:
+        end()
+        raise
     try:
         drivers: dict[str, Driver] = dict(first.drivers)
         waiting = [first]
@@ -55,7 +77,8 @@ def open_broker(
             problems = tuple(problem for problem in found.problems if problem.fatal)
             return Sight(devices=found.inventory.devices, silent=frozenset(silent), problems=problems)
 
-        return LocalBroker(drivers, store, where.runtime, observe=observe)
+        return LocalBroker(drivers, store, where.runtime, observe=observe, at_end=end)
     except BaseException:
         store.close()
+        end()
         raise

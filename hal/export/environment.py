@@ -72,7 +72,7 @@ def environment(
         found["HAL_UPMEM_RANKS"] = ",".join(ranks)
     if len(ranks) == 1:
         found["UPMEM_PROFILE"] = f"backend=hw,rankPath=/dev/{ranks[0]}"
-    found["HAL_DEVICES"] = ",".join(device.id for device in devices)
+    found["HAL_DEVICES"] = ",".join(device.opened_as or device.id for device in devices)
     if lease is not None:
         found["HAL_LEASE"] = lease.id
         found["HAL_FENCE"] = str(lease.fence)
@@ -99,7 +99,7 @@ def _gpus(gpus: Sequence[AllocatedDevice]) -> dict[str, str]:
     amd = [device for device in gpus if device.vendor.lower().startswith(("amd", "advanced micro"))]
     intel = [device for device in gpus if _alias(device, "ze") is not None]
     nvidia = [device for device in gpus if device not in amd and device not in intel]
-    found = {"CUDA_VISIBLE_DEVICES": ",".join(_alias(device, "uuid") or device.id for device in nvidia)}
+    found = {"CUDA_VISIBLE_DEVICES": ",".join(device.opened_as or _alias(device, "uuid") or device.id for device in nvidia)}
     if amd:
         found["ROCR_VISIBLE_DEVICES"] = ",".join(_alias(device, "uuid") or device.id for device in amd)
     if intel:

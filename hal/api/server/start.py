@@ -47,7 +47,7 @@ def serve(
 ) -> None:
     """Open the broker and serve it until SIGTERM or SIGINT; then the leases go on, and the journal is closed."""
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(open_broker(state=state, deadline_seconds=deadline_seconds))
+        broker = stack.enter_context(open_broker(state=state, deadline_seconds=deadline_seconds, monitored=True))
         if broker.observe is not None:
             broker.observe = Sparing(broker.observe)
         service = Service(
