@@ -274,7 +274,8 @@ def gang(world: World, claim: Claim) -> Iterator[Best]:
 
 
 def _place_of(world: World, claim: Claim, node: str) -> object:
-    here = [device for device in world.devices if device.location.node == node]
+    # A machine is joined by the fabric of what it has to give.
+    here = [device for device in world.devices if device.location.node == node and device.allocatable]
     over = claim.gang.over if claim.gang is not None else Locality.NODE
     return next((place for device in here for place in world.places(device, over)), None)
 
