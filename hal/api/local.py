@@ -138,12 +138,20 @@ class LocalBroker:
         are several; alone it raises :class:`~hal.errors.ClaimError`. ``actors`` are who asks, for the audit trail.
         """
         self.agent.expire()
-        for claim in claims:
-            self._names.check(claim)
+        if len(claims) == 1:
+            self._names.check(claims[0])
+            wrong: dict[int, c.Answer] = {}
+        else:
+            wrong = {number: c.Refused(why) for number, why in self._names.mistakes(claims)}
+        good = [number for number in range(len(claims)) if number not in wrong]
+        asked = [claims[number] for number in good]
         if dry_run:
-            return [self.ledger.preview(c.ClaimDevices(claim=claim)) for claim in claims]
-        names = list(actors) if actors is not None else [claim.tenant for claim in claims]
-        return self._granting.submit(claims, names)
+            answers = [self.ledger.preview(c.ClaimDevices(claim=claim)) for claim in asked]
+        else:
+            who = [claim.tenant for claim in asked] if actors is None else [actors[number] for number in good]
+            answers = self._granting.submit(asked, who)
+        found = wrong | dict(zip(good, answers, strict=True))
+        return [found[number] for number in range(len(claims))]
 
     def wait_for(self, claim_id: str, deadline: Deadline, tenant: str | None = None) -> c.Answer:
         """Return as soon as a claim is granted and prepared, or over; at the deadline, what is known of it."""

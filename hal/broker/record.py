@@ -150,6 +150,13 @@ class LeaseGrown(Record, frozen=True, gc=False, tag="lease-grown"):
     fence: int
 
 
+class LeaseResized(Record, frozen=True, gc=False, tag="lease-resized"):
+    """Its holder wants so many replicas: it does not grow beyond that by itself."""
+
+    lease: str
+    wanted: int
+
+
 class LeaseShrunk(Record, frozen=True, gc=False, tag="lease-shrunk"):
     """These replicas are gone from it. ``freed`` slots are proven to be let go, ``fenced`` are not (slot -> why)."""
 
@@ -218,6 +225,7 @@ AnyRecord = (
     | LeaseRenewed
     | LeaseNoticed
     | LeaseGrown
+    | LeaseResized
     | LeaseShrunk
     | LeaseSuspected
     | LeaseReleasing

@@ -63,6 +63,7 @@ class State(QueueIndex):
             r.LeaseRenewed: self._lease_renewed,
             r.LeaseNoticed: self._lease_noticed,
             r.LeaseGrown: self._lease_grown,
+            r.LeaseResized: self._lease_resized,
             r.LeaseShrunk: self._lease_shrunk,
             r.LeaseSuspected: self._lease_suspected,
             r.LeaseReleasing: self._lease_releasing,
@@ -191,6 +192,10 @@ class State(QueueIndex):
         self._take(lease.id, record.devices)
         self.fair.use(lease.tenant, amounts_of(record.devices), leases=0)
         self._change(lease, LeaseState.BOUND, devices=(*lease.devices, *record.devices))
+
+    def _lease_resized(self, record: r.LeaseResized) -> None:
+        lease = self.leases[record.lease]
+        self.leases[lease.id] = msgspec.structs.replace(lease, wanted=record.wanted)
 
     def _lease_shrunk(self, record: r.LeaseShrunk) -> None:
         lease = self.leases[record.lease]

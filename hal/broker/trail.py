@@ -17,6 +17,7 @@ _VERBS: dict[type, str] = {
     r.LeaseNoticed: "notice",
     r.LeaseGrown: "grow",
     r.LeaseShrunk: "shrink",
+    r.LeaseResized: "resize",
     r.LeaseSuspected: "suspect",
     r.LeaseReleasing: "release",
     r.LeaseEnded: "end",

@@ -145,6 +145,8 @@ class GuardPages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o755)  # whoever has a lease reads its pages, whatever the writer's umask
 
     def path(self, device_id: str) -> Path:
         """Return the device's page."""
@@ -175,7 +177,12 @@ class GuardPages:
         # Expiry first, fence last: who sees the new fence sees its expiry, too. Aligned words of 8 bytes are stored
         # whole on x86 and Arm.
         expires = float("inf") if expires_ns >= FOREVER_NS else expires_ns * 1e-9
-        descriptor = os.open(self.path(device_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path = self.path(device_id)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.fchmod(descriptor, 0o644)
         try:
             os.pwrite(descriptor, _TIME.pack(expires), 8)
             os.pwrite(descriptor, _WORD.pack(fence), 0)

@@ -32,6 +32,7 @@ class EventType(StrEnum):
     NOTICED = "noticed"
     GROWN = "grown"
     SHRUNK = "shrunk"
+    RESIZED = "resized"
     CORDONED = "cordoned"
     UNCORDONED = "uncordoned"
     TENANT = "tenant"

@@ -60,7 +60,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     ``fence`` grows with every grant; a driver refuses a holder whose fence is lower than the highest it has seen.
     ``id`` is the claim's id. ``ends_at`` is where its duration ends, renewed or not. While it is ``draining``,
     ``leave_by`` is when its devices are taken back and ``notice`` says why; with ``leaving`` replicas only those go.
-    ``elastic`` are the fewest and the most replicas it may have.
+    ``elastic`` are the fewest and the most replicas it may have, ``wanted`` is how many its holder asked for since.
     """
 
     id: str
@@ -79,6 +79,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     notice: str = ""
     leaving: tuple[int, ...] = ()
     elastic: tuple[int, int] | None = None
+    wanted: int | None = None
 
     @property
     def replicas(self) -> int:

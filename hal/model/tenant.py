@@ -11,10 +11,10 @@ ROOT = ""
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What was said about one tenant, an inner node or a leaf of the tree. Amounts are by resource.
 
-    Resources are the kinds, amounts are whole devices (``gpu: 8``); a share in a device, or a part of one, counts as the
-    fraction that it uses. ``weight`` is its share beside its siblings. ``guarantee`` is what it gets back from borrowers
-    when it asks; ``quota`` is what it never exceeds. ``most_claims`` and
-    ``most_waiting`` limit its leases and its claims in the queue; ``claims_per_second`` the rate of its claims.
+    Resources are the kinds, amounts are whole devices (``gpu: 8``); a share in a device, or a part of one, counts as
+    the fraction that it uses. ``weight`` is its share beside its siblings. ``guarantee`` is what it gets back from
+    borrowers when it asks; ``quota`` is what it never exceeds. ``most_claims`` and ``most_waiting`` limit its leases
+    and its claims in the queue; ``claims_per_second`` the rate of its claims.
     """
 
     path: str

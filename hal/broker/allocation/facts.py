@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hal.broker.allocation.partitions import placements_of
 from hal.model.claim import FRACTION, Locality, Request
@@ -197,12 +197,22 @@ def groups_by(what: str, node: str, rack: str | None, devices: Sequence[Device])
         return {(rack,): (1 << len(devices)) - 1} if rack is not None else {}
     if what == Locality.LINK_DOMAIN:
         return _link_domains(node, devices)
+    read = _reader(what)
     for position, device in enumerate(devices):
-        value = device.value(what)
+        value = read(device)
         if value is not None:
             key = (type(value).__name__, value)
             found[key] = found.get(key, 0) | 1 << position
     return found
+
+
+def _reader(what: str) -> Callable[[Device], Any]:
+    """Return what reads an attribute: one of ours, or as DRA's constraints name it (``domain/name``)."""
+    if "/" not in what:
+        return lambda device: device.value(what)
+    from hal.model.cel_device import qualified
+
+    return qualified(what)
 
 
 def _link_domains(node: str, devices: Sequence[Device]) -> dict[Key, int]:

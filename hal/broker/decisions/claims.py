@@ -226,19 +226,26 @@ def resize(state: State, command: c.Resize, now: float) -> Decision:
             hint="claim with replicas and max_replicas",
         )
     here = sorted({device.replica for device in lease.devices} - set(lease.leaving))
+    # What the agent asks for, who could not prepare what was new, is not what the holder wants.
+    said: list[r.AnyRecord] = []
+    if not command.leaving and command.replicas != (lease.wanted or most):
+        said.append(r.LeaseResized(at=now, lease=lease.id, wanted=command.replicas))
+        lease = msgspec.structs.replace(lease, wanted=command.replicas)
     if command.replicas == len(here):
-        return [], c.Done(lease)
+        return said, c.Done(lease)
     if command.replicas < len(here):
         leaving = command.leaving or tuple(here[command.replicas :])
         if not set(leaving) <= set(here) or len(here) - len(leaving) != command.replicas:
             raise ClaimError("it has no such replicas, or not so many are left", device=lease.id, during="resize")
         record = r.LeaseNoticed(at=now, lease=lease.id, leave_by=now, why="resized by its holder", leaving=leaving)
-        return [record], c.Done(msgspec.structs.replace(lease, leaving=(*lease.leaving, *leaving), leave_by=now))
+        answer = c.Done(msgspec.structs.replace(lease, leaving=(*lease.leaving, *leaving), leave_by=now))
+        return [*said, record], answer
     if lease.leaving or lease.state is LeaseState.DRAINING:
         return [], c.Refused("replicas of it were told to leave; ask again when they are gone")
     if lease.state is not LeaseState.PREPARED:
         return [], c.Refused("what it has is still being prepared; ask again when it is")
-    return grow(state, lease, command.replicas - len(here), now)
+    records, grown = grow(state, lease, command.replicas - len(here), now)
+    return ([*said, *records] if records else []), grown
 
 
 def grow(state: State, lease: Lease, more: int, now: float) -> Decision:

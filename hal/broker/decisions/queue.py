@@ -159,7 +159,7 @@ def _grow(state: State, now: float) -> Decision:
             lease.state is LeaseState.PREPARED
             and not lease.leaving
             and lease.elastic
-            and lease.replicas < lease.elastic[1]
+            and lease.replicas < (lease.wanted or lease.elastic[1])
         ):
             hungry.append((state.fair.over_share(lease.tenant), -lease.priority, lease.granted_at, lease_id))
     for *_, lease_id in sorted(hungry):
