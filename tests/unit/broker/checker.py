@@ -254,6 +254,9 @@ class World:
         lease["state"] = "bound"
         self.check_quota(lease["tenant"], self.revision)
 
+    def on_lease_resized(self, record):
+        assert record["lease"] in self.live, f"{record['lease']} is resized and not there"
+
     def on_lease_shrunk(self, record):
         lease = self.live[record["lease"]]
         gone = [device for device in lease["devices"] if device.get("replica", 0) in record["replicas"]]
@@ -318,10 +321,10 @@ def goes_beside(one, other):
     return bool(one.get("uses")) and bool(other.get("uses")) and one.get("partition") == other.get("partition")
 
 
-def check(path, quiet=False):
-    """Return (live leases: id -> (fence, slots, state), fenced slots); raise AssertionError for a broken history."""
+def follow(path, quiet=False, world=None):
+    """Return the world at the end of a journal; raise AssertionError for a history that breaks an invariant."""
     journal = Journal(path)
-    world = World()
+    world = World() if world is None else world
     if journal.oldest:
         starts = [revision for revision in journal.snapshots if revision >= journal.oldest]
         assert starts, f"the records up to {journal.oldest} are gone, and no snapshot holds them"
@@ -337,6 +340,12 @@ def check(path, quiet=False):
         ending = [name for name, lease in world.live.items() if lease["state"] in ("draining", "suspect", "releasing")]
         assert not ending, f"not ended at rest: {ending}"
         assert not world.fenced, f"fenced at rest: {sorted(world.fenced)}"
+    return world
+
+
+def check(path, quiet=False):
+    """Return (live leases: id -> (fence, slots, state), fenced slots); raise AssertionError for a broken history."""
+    world = follow(path, quiet)
     live = {}
     for name, lease in world.live.items():
         slots = sorted({slot_of(device, name) for device in lease["devices"]})
