@@ -43,6 +43,8 @@ class Keeper:
 
     def __init__(self, line: Line, lease: Lease) -> None:
         self.lease = lease
+        # The broker's steady time is not the wall clock, which may jump. It is at least what it was at the grant.
+        self._ahead = lease.granted_at - _boottime()
         self.over = ""
         self.stop = threading.Event()
         self.news, self._write = os.pipe()
@@ -63,6 +65,8 @@ class Keeper:
                     lease = self._line.renew(self.lease.id)
                     # Counted from when it was asked: that the answer took long is no reason to stay longer.
                     expires, renew = asked + lease.ttl_seconds, asked + lease.ttl_seconds / 3
+                    if lease.ends_at is None or lease.expires_at < lease.ends_at:  # then it was renewed at the rest
+                        self._ahead = max(self._ahead, lease.expires_at - lease.ttl_seconds - _boottime())
             except (LeaseEnded, LeaseNotFound) as error:
                 self._end(error.message)
                 return
@@ -79,6 +83,10 @@ class Keeper:
             if lease != self.lease:
                 self.lease = lease
                 os.write(self._write, b".")
+
+    def seconds_until(self, at: float) -> float:
+        """Return how long it is until a time of the broker's, or a little more (by what a claim took to answer)."""
+        return max(0.0, at - _boottime() - self._ahead)
 
     def _end(self, why: str) -> None:
         self.over = why
@@ -102,6 +110,7 @@ class Program:
         self.revoke_signal = revoke_signal
         self.say = say
         self._told = ""
+        self._told_at = 0.0
         self._kill_at: float | None = None
         self._revoked = ""
         terminal = _foreground()
@@ -134,6 +143,9 @@ class Program:
                     self._kill_at = None
             self.signal(signal.SIGKILL)  # what it left behind in its group must not go on with the devices
         finally:
+            if self.process.poll() is None:  # whatever it was that broke off here: nobody looks after it any more
+                self.signal(signal.SIGKILL)
+                self.process.wait()
             keeper.close()
             held.lease = keeper.lease
             os.close(pidfd)
@@ -151,14 +163,18 @@ class Program:
                 self._revoked = keeper.over
                 self.say(f"the lease is over: {keeper.over}; the program is asked to stop")
                 self.signal(self.revoke_signal)
-                self._kill_at = time.monotonic() + LAST_SECONDS
+                self._told_at = time.monotonic()
+                self._kill_at = self._told_at + LAST_SECONDS
+            elif self._kill_at is not None:  # sooner than it was told; it has had its signal
+                self._kill_at = min(self._kill_at, self._told_at + LAST_SECONDS)
         elif lease.state is LeaseState.DRAINING and not self._revoked:
-            grace = max(0.0, lease.leave_by - time.time())
+            grace = keeper.seconds_until(lease.leave_by)
             self._revoked = lease.notice or "told to leave"
             name = signal.Signals(self.revoke_signal).name
             self.say(f"told to leave within {grace:.0f} s ({self._revoked}); the program gets {name}")
             self.signal(self.revoke_signal)
-            self._kill_at = time.monotonic() + grace
+            self._told_at = time.monotonic()
+            self._kill_at = self._told_at + grace
         elif lease.leaving and self._told != str(lease.leaving):
             self._told = str(lease.leaving)
             self.say(f"{len(lease.leaving)} of {lease.replicas} replicas are to leave: {lease.notice}")
@@ -181,6 +197,10 @@ class Program:
             except OSError:
                 pass  # the terminal has gone
             signal.signal(signal.SIGTTOU, handler)
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _foreground() -> bool:

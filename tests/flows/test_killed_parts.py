@@ -20,6 +20,7 @@ from hal.broker import command as c
 from hal.interfaces.deadline import Deadline
 from tests.flows.chaos_hooks import travel
 from tests.flows.chaos_reader import follow, lines, look
+from tests.flows.chaos_serve import set_wall_clock
 from tests.flows.conftest import BIN
 
 ROOT = Path(__file__).parents[2]
@@ -113,9 +114,11 @@ class Serving:
 def serving(doors, tmp_path):
     started = []
 
-    def start(**environ):
+    def start(wall=None, **environ):
         folder = tmp_path / "served"
         folder.mkdir()
+        if wall is not None:
+            set_wall_clock(folder, wall)
         started.append(Serving(folder, {**doors.environ, "PYTHONWARNINGS": "default", **environ}))
         return started[-1]
 
