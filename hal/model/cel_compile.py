@@ -171,7 +171,7 @@ class Compiler:
         if len(path) == 3:
             section, kind = ("attribute", "dyn") if path[0] == "attributes" else ("capacity", "quantity")
             return Code(ops.variable(position, f"no {section} {path[2]!r} in {path[1]!r}"), kind, node)
-        kind = {("driver",): "string", (ALLOW_MULTIPLE,): "bool"}.get(path, "map")
+        kind = {"driver": "string", ALLOW_MULTIPLE: "bool"}.get(path[0] if len(path) == 1 else "", "map")
         return Code(ops.variable(position, ""), kind, node)
 
     def _position(self, path: Path) -> int:

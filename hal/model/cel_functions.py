@@ -73,7 +73,7 @@ def _double(meter: Meter, value: Any) -> float:
     try:
         return float(value)
     except ValueError:
-        raise Fault(f"{value[:32]!r} is no number") from None
+        raise Fault(f"{str(value)[:32]!r} is no number") from None
 
 
 def _string(meter: Meter, value: Any) -> str:

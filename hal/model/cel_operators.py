@@ -98,7 +98,7 @@ def logic(parts: Sequence[Run], decisive: bool, sign: str) -> Run:
                 fault = fault or error
                 continue
             if value is decisive:
-                return decisive
+                return bool(decisive)
             if not isinstance(value, bool):
                 fault = fault or no_overload(sign, value)
         if fault is not None:
