@@ -99,7 +99,9 @@ def _gpus(gpus: Sequence[AllocatedDevice]) -> dict[str, str]:
     amd = [device for device in gpus if device.vendor.lower().startswith(("amd", "advanced micro"))]
     intel = [device for device in gpus if _alias(device, "ze") is not None]
     nvidia = [device for device in gpus if device not in amd and device not in intel]
-    found = {"CUDA_VISIBLE_DEVICES": ",".join(device.opened_as or _alias(device, "uuid") or device.id for device in nvidia)}
+    found = {
+        "CUDA_VISIBLE_DEVICES": ",".join(device.opened_as or _alias(device, "uuid") or device.id for device in nvidia)
+    }
     if amd:
         found["ROCR_VISIBLE_DEVICES"] = ",".join(_alias(device, "uuid") or device.id for device in amd)
     if intel:

@@ -10,9 +10,9 @@ import msgspec
 
 from hal.api.local import LocalBroker
 from hal.broker import command as c
-from hal.broker.ledger import Ledger
 from hal.broker.journal.memory import MemoryStore
 from hal.broker.journal.sqlite import SqliteStore
+from hal.broker.ledger import Ledger
 from hal.model.claim import Claim
 from hal.model.device import Device
 from tests.bench.rows import Row, best

@@ -11,9 +11,9 @@ import pytest
 
 from hal.api.local import LocalBroker
 from hal.broker import command as c
-from hal.broker.ledger import Ledger
 from hal.broker.journal.memory import MemoryStore
 from hal.broker.journal.sqlite import FILE, SqliteStore
+from hal.broker.ledger import Ledger
 from hal.errors import (
     ClaimError,
     JournalError,

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hal.broker import command as c
+from hal.broker.journal.memory import MemoryStore
 from hal.broker.journal.store import load_state
 from hal.broker.ledger import Ledger
-from hal.broker.journal.memory import MemoryStore
 from hal.broker.record import LeaseEnded, LeaseGranted
 from hal.errors import ClaimError, DeviceBusy, LeaseNotFound, StaleFence
 from hal.errors import LeaseEnded as LeaseIsOver
