@@ -16,6 +16,7 @@ from hal.api.granting import Granting
 from hal.api.held import HeldLease
 from hal.api.names import Names
 from hal.api.operating import Operating
+from hal.api.sight import Observe, Sight
 from hal.api.surface import Waiting
 from hal.broker import command as c
 from hal.broker.allocation.explain import Explanation, explain
