@@ -7,21 +7,25 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import msgspec
 
 from hal.agent.repair import Repair
 from hal.api.ask import make_claim
+from hal.api.client import Client
 from hal.api.held import HeldLease
 from hal.api.local import Status
-from hal.api.server.config import Config
+from hal.api.server.config import Config, Limits
 from hal.api.server.serve import Service
 from hal.api.surface import TenantReport, Waiting
+from hal.api.tokens import make_key, make_token, read_key
 from hal.broker.allocation.explain import DeviceReason, Explanation
 from hal.broker.command import Granted, Queued, Refused
 from hal.broker.journal.store import Compacted
 from hal.broker.snapshot import Cordon, Fenced
 from hal.errors import ClaimError, ClaimRefused, DeviceNotFound, LeaseEnded, LeaseNotFound
 from hal.interfaces.deadline import Deadline
+from hal.model.claim import Claim, Request
 from hal.model.device import Device, Location
 from hal.model.event import Event, EventType
 from hal.model.kind import Kind
@@ -352,3 +356,44 @@ def until(condition, seconds=10.0):
             return found
         assert not deadline.expired, "it never came true"
         time.sleep(0.005)
+
+
+def wanted(id, count=1, **fields):
+    return Claim(id=id, requests=(Request(kind=Kind.GPU, count=count),), **fields)
+
+
+class World:
+    """A server with a token key, and clients on anybody's account."""
+
+    def __init__(self, folder, **limits):
+        self.key_file = folder / "key"
+        make_key(self.key_file)
+        self.key = read_key(self.key_file)
+        self.broker = FakeBroker(folder)
+        self.socket = folder / "hal.sock"
+        self.config = Config(token_key=str(self.key_file), tick_seconds=0.2, limits=Limits(**limits))
+        self.clients = []
+
+    def token(self, tenant, **words):
+        return make_token(self.key, tenant, 600, **words)
+
+    def client(self, tenant=None, **words):
+        token = None if tenant is None else self.token(tenant, **words)
+        made = Client(self.socket, token=token, timeout_seconds=20)
+        self.clients.append(made)
+        return made
+
+    def http(self):
+        made = httpx.Client(base_url="http://hal", transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=20)
+        self.clients.append(made)
+        return made
+
+    def __enter__(self):
+        self._served = served(self.broker, self.socket, self.config)
+        self.service = self._served.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        for made in self.clients:
+            made.close()
+        self._served.__exit__(None, None, None)
