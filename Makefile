@@ -1,6 +1,7 @@
 # make demo   set everything up, probe this machine, run a mock rack through its whole life, show the real plugins at work
 # make test   set everything up and run the whole suite
 # make lab    boot a Debian kernel in QEMU with NVDIMMs, soft-RoCE, NVMe and CXL, and run the real plugins inside
+# make nightly  the random tests with many more examples: a million instances for the allocator's oracle, 16,000 seeds
 # make bench  the benchmarks of tests/bench, with ratios
 # make check  ruff, mypy --strict, import-linter
 
@@ -11,7 +12,7 @@ STAMP  := $(VENV)/.ready
 WHEELS := mocks $(wildcard plugins/*)
 JOBS   ?= 2
 
-.PHONY: demo test lab bench check setup clean
+.PHONY: demo test nightly lab bench check setup clean
 
 setup: $(STAMP)
 
@@ -40,6 +41,9 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+nightly: setup
+	HAL_TEST_PROFILE=nightly $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 36000 tests/unit tests/simulation
 
 lab: setup
 	$(BIN)/python -m tests.lab
