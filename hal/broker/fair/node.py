@@ -5,7 +5,6 @@ The definition is in ``docs/explanation/fairness.md``; the names here are its na
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import lcm
@@ -13,11 +12,10 @@ from operator import add, sub
 from typing import TYPE_CHECKING
 
 from hal.broker.fair.leaf import Leaf
-from hal.broker.fair.limits import Pairs, bits_of, exceeded
+from hal.broker.fair.limits import Pairs, bits_of, covers, exceeded
 from hal.broker.fair.shape import Shapes
 
 if TYPE_CHECKING:
-    from hal.broker.fair.view import View
     from hal.model.tenant import Tenant
 
 QUANTUM = 1 << 64
@@ -65,10 +63,14 @@ class Node:
     """A tenant, or the root. ``use``, ``leases`` and ``waiting`` count what is at and below it.
 
     What is computed of it is brought up to date by :meth:`settle`, and depends on no decision: ``admitted`` are the
-    shapes that wait here or below and that no quota here or below refuses; ``full`` is what it uses, ``consumption``
+    shapes that wait here or below and that no quota here or below refuses, ``covered`` those of them that its own
+    guarantee covers and ``coverable`` those that its own or one below does; ``full`` is what it uses, ``consumption``
     what it counts as using while all that wait can be served (both in quanta); ``direction`` has the proportions of the
     latter. ``rest`` and ``scaled`` are its parts: of children that do not wait, and of those that do, for each unit of
     their common level.
+
+    ``order`` are the children that wait by what they would count as using if all that wait could be served, which is
+    the least that they can count as in any decision; ``inner_order`` those of them with others below them.
     """
 
     def __init__(self, name: str, parent: Node | None, resources: int) -> None:
@@ -90,17 +92,13 @@ class Node:
 
         self.stale = True
         self.epoch = -1
-        self.version = 0
         self.dirty: dict[Leaf | Node, None] = {}
-        self.log: list[Node] = []
-        self.forgotten = 0
-        self.views: OrderedDict[tuple[int, int], View] = OrderedDict()
 
         self.entry: Entry | None = None
         self.factor = 1
         self.inner = False
         self.mask = 0
-        self.admitted = 0
+        self.admitted = self.covered = self.coverable = 0
         self.full: list[int] = []
         self.rest: list[int] = []
         self.scaled: list[int] = []
@@ -113,17 +111,16 @@ class Node:
         self._admitting: dict[int, int] = {}
         self._open_use: list[int] = []
         self.order: Heap = []
+        self.inner_order: Heap = []
         self._entries = 0
 
     def touch(self, leaf: Leaf) -> None:
         """Remember that a leaf under this node is not what it was, here and in everything above."""
         self.dirty[leaf] = None
-        self.version += 1
-        node = self
-        while node.parent is not None:
-            node.parent.dirty[node] = None
-            node = node.parent
-            node.version += 1
+        node, parent = self, self.parent
+        while parent is not None:
+            parent.dirty[node] = None
+            node, parent = parent, parent.parent
 
     def settle(self, world: World) -> None:
         """Bring up to date what is computed of the node and of all below it that have changed."""
@@ -159,18 +156,8 @@ class Node:
         self._admitting.clear()
         self.partial.clear()
         self.order.clear()
+        self.inner_order.clear()
         self._entries = 0
-        self.views.clear()
-        self.forgotten += len(self.log)
-        self.log.clear()
-
-    def _note(self, child: Node) -> None:
-        """Write down for the views that a child is not what it was; each reads on from where it was."""
-        self.log.append(child)
-        if len(self.log) > 4 * len(self.children) + 64:
-            half = len(self.log) // 2
-            del self.log[:half]
-            self.forgotten += half
 
     def _place_leaf(self, leaf: Leaf, world: World) -> None:
         before = self._take_out(leaf)
@@ -191,14 +178,16 @@ class Node:
         before = self._take_out(child)
         if child.admitted:
             largest = max(child.direction, default=0)
-            self._put_in(child, world, (child.admitted, 0), child.direction, largest, child.dominant)
+            place = self._put_in(child, world, (child.admitted, 0), child.direction, largest, child.dominant)
+            heappush(self.inner_order, place)
+            if len(self.inner_order) > 2 * self._entries + 16:
+                tidy(self.inner_order)
         # One in or below which a quota refuses some that wait: what it counts as using is not that of a decision.
         if child.admitted and (child.partial or child.admitted != child.mask):
             self.partial.add(child)
         else:
             self.partial.discard(child)
         self._recount(before, child.admitted)
-        self._note(child)
 
     def _put_in(
         self, child: Leaf | Node, world: World, masks: tuple[int, int], direction: list[int], norm: int, dominant: int
@@ -250,6 +239,10 @@ class Node:
             for bit in bits_of(self.mask):
                 if exceeded(self.quota, self.use, world.shapes.of_bit[bit].amounts) is not None:
                     self.admitted &= ~(1 << bit)
+        if self.guaranteed:
+            self._cover(world)
+        elif self.coverable:
+            self.covered = self.coverable = 0
         if self.parent is None:
             return
         self.full = world.ratios(self.use)
@@ -262,6 +255,20 @@ class Node:
         self.consumption = self.at_level(self.lowest)
         self.dominant = max(self.consumption, default=0)
         self.direction = self.consumption if self.dominant else self.scaled
+
+    def _cover(self, world: World) -> None:
+        self.covered = below = 0
+        if self.guarantee:
+            for bit in bits_of(self.admitted):
+                if covers(self.guarantee, self.use, world.shapes.of_bit[bit].amounts):
+                    self.covered |= 1 << bit
+        for bit, line in self.covered_lines.items():
+            if head(line) is not None:
+                below |= 1 << bit
+        if self.inner:
+            for child in self.children.values():
+                below |= child.coverable
+        self.coverable = self.admitted & (self.covered | below)
 
     def at_level(self, key: int) -> list[int]:
         """Return what it counts as using with all children that wait at this level, but never more than it uses."""

@@ -67,6 +67,14 @@ class Shapes:
 
         A group is asked about once at most, and the groups of a class only when its turn has come.
         """
+        if len(self._priorities) == 1:
+            mask = 0
+            for group, bits in self._classes[self._priorities[0]].items():
+                if feasible(group):
+                    mask |= bits
+            if mask:
+                yield mask
+            return
         known: dict[Hashable, bool] = {}
         for priority in reversed(self._priorities):
             mask = 0

@@ -16,6 +16,7 @@ from hal.errors import BrokerError, UsageError
 from hal.model.tenant import ROOT, Tenant
 
 NOTHING = Tenant(path=ROOT)
+_REMEMBERED = 4096
 
 
 class FairTree:
@@ -31,6 +32,8 @@ class FairTree:
         self._root = Node("", None, 0)
         self._claims: dict[str, WaitingClaim] = {}
         self._arrivals = 0
+        self._nodes: dict[str, Node] = {ROOT: self._root}
+        self._pairs: dict[tuple[tuple[str, int], ...], Pairs] = {}
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -81,16 +84,19 @@ class FairTree:
         """Count what has ended. ``leases`` is 0 where a lease that goes on has shrunk."""
         pairs = self._amounts(amounts, "give back")
         node = self._find(path)
-        if node is None or node.leases < leases or any(node.own.use[index] < amount for index, amount in pairs):
+        use = node.own.use if node is not None else ()
+        if node is None or node.leases < leases or any(use[index] < amount for index, amount in pairs):
             raise BrokerError(f"tenant {path!r} gives back more than it uses: {dict(amounts)}", during="give back")
-        self._take(node, tuple((index, -amount) for index, amount in pairs), -leases)
-        self._prune(node)
+        self._take(node, tuple([(index, -amount) for index, amount in pairs]), -leases)
+        if not node.busy:
+            self._prune(node)
 
     def verdict(self, path: str, amounts: Mapping[str, int]) -> QuotaExceeded | None:
         """Return whose quota the claim would exceed, the nearest first; None if nobody's."""
         asked = self._amounts(amounts, "verdict")
-        for node in self._ancestry(path):
-            index = exceeded(node.quota, node.use, asked)
+        node: Node | None = self._nearest(path)
+        while node is not None:
+            index = exceeded(node.quota, node.use, asked) if node.quota else None
             if index is not None:
                 return QuotaExceeded(
                     path=node.path,
@@ -99,19 +105,20 @@ class FairTree:
                     asked=dict(asked)[index],
                     quota=dict(node.quota)[index],
                 )
+            node = node.parent
         return None
 
     def admit(self, path: str, waiting: bool) -> LimitReached | None:
         """Return whose number of leases (or of waiting claims) is at its limit, the nearest first; None if nobody's."""
-        for node in self._ancestry(path):
-            said = node.tenant or NOTHING
-            limit, count, what = (
-                (said.most_waiting, node.waiting, "waiting claims")
-                if waiting
-                else (said.most_claims, node.leases, "leases")
-            )
-            if limit is not None and count >= limit:
-                return LimitReached(path=node.path, what=what, limit=limit)
+        node: Node | None = self._nearest(path)
+        while node is not None:
+            said = node.tenant
+            if said is not None:
+                limit, count = (said.most_waiting, node.waiting) if waiting else (said.most_claims, node.leases)
+                if limit is not None and count >= limit:
+                    what = "waiting claims" if waiting else "leases"
+                    return LimitReached(path=node.path, what=what, limit=limit)
+            node = node.parent
         return None
 
     # What is promised, and who has more
@@ -234,11 +241,24 @@ class FairTree:
         return index
 
     def _amounts(self, amounts: Mapping[str, int], during: str, *, zeros: bool = False) -> Pairs:
-        if any(amount < 0 for amount in amounts.values()):
+        named = tuple(amounts.items())
+        if not zeros:
+            known = self._pairs.get(named)
+            if known is not None:
+                return known
+        if amounts and min(amounts.values()) < 0:
             raise UsageError(f"an amount is negative: {dict(amounts)}", during=during)
-        return tuple(sorted((self._index(name), amount) for name, amount in amounts.items() if amount or zeros))
+        pairs = tuple(sorted([(self._index(name), amount) for name, amount in named if amount or zeros]))
+        if not zeros:
+            if len(self._pairs) >= _REMEMBERED:
+                self._pairs.clear()
+            self._pairs[named] = pairs
+        return pairs
 
     def _find(self, path: str) -> Node | None:
+        node = self._nodes.get(path)
+        if node is not None:
+            return node
         node = self._root
         for name in path.split("/") if path else ():
             child = node.children.get(name)
@@ -248,13 +268,20 @@ class FairTree:
         return node
 
     def _make(self, path: str) -> Node:
+        known = self._nodes.get(path)
+        if known is not None:
+            return known
         node = self._root
-        for name in path.split("/") if path else ():
+        names = path.split("/")
+        named = "" not in names  # only then is a path one node's alone
+        for name in names:
             child = node.children.get(name)
             if child is None:
                 child = Node(name, node, len(self._world.names))
                 moves = not node.children
                 node.children[name] = child
+                if named:
+                    self._nodes[child.path] = child
                 if moves:
                     self._moved(node)
             node = child
@@ -271,19 +298,28 @@ class FairTree:
         while node.parent is not None and not (node.children or node.tenant or node.busy or node.leases):
             parent = node.parent
             del parent.children[node.name]
+            if self._nodes.get(node.path) is node:
+                del self._nodes[node.path]
             if not parent.children:
                 self._moved(parent)
             node = parent
 
     def _ancestry(self, path: str) -> list[Node]:
         """Return the nodes of the path that there are, the nearest first, the root last."""
-        nodes = [self._root]
-        for name in path.split("/") if path else ():
-            child = nodes[-1].children.get(name)
+        return list(_upwards(self._nearest(path)))
+
+    def _nearest(self, path: str) -> Node:
+        """Return the node of the path, or the lowest above it that there is."""
+        known = self._nodes.get(path)
+        if known is not None:
+            return known
+        node = self._root
+        for name in path.split("/"):
+            child = node.children.get(name)
             if child is None:
                 break
-            nodes.append(child)
-        return nodes[::-1]
+            node = child
+        return node
 
     def _limit(self, node: Node, weight: int, quota: Pairs, guarantee: Pairs) -> None:
         parent = node.parent
@@ -299,13 +335,16 @@ class FairTree:
         node.own.host.touch(node.own)
 
     def _take(self, node: Node, pairs: Pairs, leases: int) -> None:
-        leaf = node.own
+        own = node.own.use
         for index, amount in pairs:
-            leaf.use[index] += amount
-        for above in _upwards(node):
+            own[index] += amount
+        above: Node | None = node
+        while above is not None:
             above.leases += leases
+            use = above.use
             for index, amount in pairs:
-                above.use[index] += amount
+                use[index] += amount
+            above = above.parent
         self._changed(node)
 
     def _enqueue(self, claim_id: str, node: Node, shape: Shape, since: float, number: int) -> None:
@@ -326,7 +365,7 @@ class FairTree:
 
     def _changed(self, node: Node) -> None:
         leaf = node.own
-        leaf.host.touch(leaf)
+        (node if node.parent is None or node.children else node.parent).touch(leaf)
         busy = leaf.waiting > 0 or any(leaf.use)
         if busy == leaf.busy:
             return

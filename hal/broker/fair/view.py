@@ -1,81 +1,35 @@
 """One decision on the tree: of those that can be served now, who is first.
 
-The definition is in ``docs/explanation/fairness.md``; the names here are its names.
+The definition is in ``docs/explanation/fairness.md``; the names here are its names. What a child counts as using is
+worked out only where it can decide: no child counts as less than with all that wait below it, and in that order they
+are looked at, until the next could not come first any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from hal.broker.fair.leaf import Leaf
-from hal.broker.fair.limits import bits_of, covers
-from hal.broker.fair.node import Node, World, head
+from hal.broker.fair.node import Heap, Node, World, head
 
-VIEWS = 64
-"""So many views are kept at each node: the sets of shapes it was last asked about."""
-
-
-class View:
-    """The children of one node that have others below them, in the order of one set of shapes that can be served.
-
-    It is kept and brought up to date with what has changed, for as long as decisions on the same shapes follow.
-    """
-
-    __slots__ = ("_heap", "_held", "_mask", "_node", "_position", "_version")
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._mask = 0
-        self._position = self._version = -1
-        self._held: dict[Node, int] = {}
-        self._heap: list[tuple[int, str, int, Node]] = []
-
-    def stands_for(self, different: int) -> bool:
-        """Whether it can be brought up to date for a set that differs in these shapes.
-
-        It can where nobody has waited for them all the time since: all children that did, or do, have changed.
-        """
-        return not different & self._mask & self._node.mask
-
-    def update(self, world: World, allowed: int, sought: int) -> None:
-        """Bring it up to date."""
-        node = self._node
-        if self._version == node.version:
-            return
-        if self._position < node.forgotten:
-            self._held.clear()
-            self._heap.clear()
-            changed = [child for child in node.children.values() if child.children]
-        else:
-            changed = list(dict.fromkeys(node.log[self._position - node.forgotten :]))
-        for child in changed:
-            self._held.pop(child, None)
-            dominant = level(child, world, allowed, sought)
-            if dominant is not None:
-                serial = self._held[child] = world.serial()
-                heappush(self._heap, (dominant * (node.factor // child.weight), child.name, serial, child))
-        self._position = node.forgotten + len(node.log)
-        self._version, self._mask = node.version, node.mask
-        if len(self._heap) > 2 * len(self._held) + 16:
-            self._heap = [place for place in self._heap if self._held.get(place[3]) == place[2]]
-            heapify(self._heap)
-
-    def first(self) -> tuple[int, str, int, Leaf | Node] | None:
-        """Return who is first, None if there is nobody."""
-        while self._heap and self._held.get(self._heap[0][3]) != self._heap[0][2]:
-            heappop(self._heap)
-        return self._heap[0] if self._heap else None
+FEW = 8
+"""So many leaves are looked at in their order, before the lines of all shapes that can be served are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chosen:
-    """The child that comes first, its weighted dominant share (times the node's factor), and what may be served."""
+    """The child that comes first, its weighted dominant share (times the node's factor), and what may be served.
+
+    ``below`` is what comes first within it, where that is known.
+    """
 
     key: int
     child: Leaf | Node
     allowed: int
     sought: int
+    below: Chosen | None = None
 
 
 def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None:
@@ -83,73 +37,88 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
 
     Of the shapes, ``allowed`` may be served wherever they wait, ``sought`` where a guarantee covers them.
     """
-    allowed, sought = _narrow(node, world, allowed, sought)
+    allowed &= node.admitted
+    if sought:
+        sought &= node.coverable & ~allowed
+        if node.guarantee:
+            allowed |= sought & node.covered
+            sought &= ~node.covered
     if not (allowed or sought):
         return None
     if allowed == node.mask and not node.partial:  # all that wait can be served: who is first is known
         place = head(node.order)
         return None if place is None else Chosen(place[0], place[3], allowed, sought)
     best = None
-    for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
-        if mask and lines:
-            for bit, line in lines.items():
-                if mask >> bit & 1:
-                    place = head(line)
-                    if place is not None and (best is None or place[:2] < best[:2]):
-                        best = place
+    if node.lines:
+        leaf = _first_leaf(node, allowed, sought)
+        if leaf is not None:
+            best = leaf[0], leaf[1], Chosen(leaf[0], leaf[3], allowed, sought)
     if node.inner:  # children that have others below them
-        place_below = _view(node, world, allowed, sought).first()
-        if place_below is not None and (best is None or place_below[:2] < best[:2]):
-            best = place_below
-    return None if best is None else Chosen(best[0], best[3], allowed, sought)
+        for bound, name, _, child in in_order(node.inner_order):
+            if best is not None and (bound, name) > best[:2]:
+                break
+            if not (isinstance(child, Node) and (child.admitted & allowed or child.coverable & sought)):
+                continue
+            below = choose(child, world, allowed, sought)
+            if below is None:
+                continue
+            key = dominant_of(child, below) * (node.factor // child.weight)
+            if best is None or (key, name) < best[:2]:
+                best = key, name, Chosen(key, child, allowed, sought, below)
+    return None if best is None else best[2]
 
 
-def level(node: Node, world: World, allowed: int, sought: int) -> int | None:
-    """Return the dominant share, in quanta, that the node has in a decision; None where nothing can be served."""
-    chosen = choose(node, world, allowed, sought)
-    if chosen is None:
-        return None
+def dominant_of(node: Node, chosen: Chosen) -> int:
+    """Return the dominant share, in quanta, that the node has in a decision."""
     return node.dominant if chosen.key == node.lowest else max(node.at_level(chosen.key), default=0)
 
 
 def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
     """Return the claim that is served next, of the shapes that can be."""
     root.settle(world)
-    node = root
-    while (chosen := choose(node, world, allowed, sought)) is not None:
-        allowed, sought, child = chosen.allowed, chosen.sought, chosen.child
+    chosen = choose(root, world, allowed, sought)
+    while chosen is not None:
+        child = chosen.child
         if isinstance(child, Leaf):
             entry = child.entry
             assert entry is not None
-            return child.first((entry.admitted & allowed) | (entry.covered & sought))
-        node = child
+            return child.first((entry.admitted & chosen.allowed) | (entry.covered & chosen.sought))
+        chosen = chosen.below or choose(child, world, chosen.allowed, chosen.sought)
     return None
 
 
-def _view(node: Node, world: World, allowed: int, sought: int) -> View:
-    key = allowed, sought
-    view = node.views.get(key)
-    if view is None:
-        if node.views:
-            last = next(reversed(node.views))
-            if node.views[last].stands_for((last[0] ^ allowed) | (last[1] ^ sought)):
-                view = node.views.pop(last)
-        view = node.views[key] = view or View(node)
-        if len(node.views) > VIEWS:
-            node.views.popitem(last=False)
-    else:
-        node.views.move_to_end(key)
-    view.update(world, allowed, sought)
-    return view
+def in_order(heap: Heap) -> Iterator[tuple[int, str, int, Leaf | Node]]:
+    """Yield the places of a heap that are still taken, the first first; the heap stays as it is."""
+    if head(heap) is None:
+        return
+    size = len(heap)
+    ahead = [(*heap[0][:3], 0)]
+    while ahead:
+        _, _, serial, at = heappop(ahead)
+        place = heap[at]
+        entry = place[3].entry
+        if entry is not None and entry.serial == serial:
+            yield place
+        for following in (2 * at + 1, 2 * at + 2):
+            if following < size:
+                heappush(ahead, (*heap[following][:3], following))
 
 
-def _narrow(node: Node, world: World, allowed: int, sought: int) -> tuple[int, int]:
-    """Take away what the node's quota refuses, and allow what was sought and its guarantee covers."""
-    allowed &= node.admitted
-    sought &= node.admitted & ~allowed
-    if node.guarantee:
-        for bit in bits_of(sought):
-            if covers(node.guarantee, node.use, world.shapes.of_bit[bit].amounts):
-                allowed |= 1 << bit
-        sought &= ~allowed
-    return allowed, sought if node.guaranteed > bool(node.guarantee) else 0
+def _first_leaf(node: Node, allowed: int, sought: int) -> tuple[int, str, int, Leaf | Node] | None:
+    """Return the place of the leaf that comes first of those that can be served."""
+    if not node.inner and (allowed | sought).bit_count() > FEW:
+        for number, place in enumerate(in_order(node.order)):
+            entry = place[3].entry
+            if entry is not None and (entry.admitted & allowed or entry.covered & sought):
+                return place
+            if number >= FEW:
+                break
+    best = None
+    for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
+        if mask and lines:
+            for bit, line in lines.items():
+                if mask >> bit & 1:
+                    place_here = head(line)
+                    if place_here is not None and (best is None or place_here[:2] < best[:2]):
+                        best = place_here
+    return best
