@@ -8,19 +8,21 @@ import msgspec
 
 from hal.model.claim import FRACTION, Claim, Request, Share
 from hal.model.device import Device
+from hal.model.kind import Kind
 from hal.model.lease import AllocatedDevice
 from hal.model.tenant import Tenant
 
 WHOLE = 1000
 """A whole device, in thousandths."""
 Amounts = dict[str, int]
+_NAMES = {kind: kind.value for kind in Kind}
 
 
 def amounts_of(devices: Iterable[AllocatedDevice]) -> Amounts:
     """Return what devices count on their tenant's account: thousandths of a device, by kind."""
     amounts: Amounts = {}
     for device in devices:
-        kind = device.kind.value
+        kind = _NAMES[device.kind]
         amounts[kind] = amounts.get(kind, 0) + device.milli
     return amounts
 
@@ -67,7 +69,10 @@ def billed(devices: tuple[AllocatedDevice, ...], known: Mapping[str, Device]) ->
 
     A share counts as its largest used fraction of any capacity, a part of a GPU as its fraction of the memory slices.
     """
-    if not any(device.uses or device.partition for device in devices):
+    for device in devices:
+        if device.uses or device.partition:
+            break
+    else:
         return devices
     return tuple(
         msgspec.structs.replace(device, milli=_milli(device, known.get(device.id)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hal.broker.allocation.places import Node
@@ -124,15 +124,16 @@ class DeviceIndex:
         others = tuple(dict.fromkeys(key.partition("\n")[0] for key in self.sharers.get(device_id, ())))
         return others if alone is None else (alone, *others)
 
-    def _take(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
+    def _take(self, lease: str, devices: Sequence[AllocatedDevice]) -> None:
+        holders = self.holders
         for device in devices:
             if device.uses or device.partition:
                 self.sharers.setdefault(device.id, {})[f"{lease}\n{device.slot}"] = device
             else:
-                self.holders[device.id] = lease
+                holders[device.id] = lease
         self._mark(devices, True)
 
-    def _give(self, lease: str, devices: Iterable[AllocatedDevice]) -> None:
+    def _give(self, lease: str, devices: Sequence[AllocatedDevice]) -> None:
         for device in devices:
             if device.uses or device.partition:
                 others = self.sharers[device.id]
@@ -144,8 +145,19 @@ class DeviceIndex:
         self._mark(devices, False)
         self.openings += 1
 
-    def _mark(self, devices: Iterable[AllocatedDevice], yes: bool) -> None:
+    def _mark(self, devices: Sequence[AllocatedDevice], yes: bool) -> None:
         by_name, known = self._by_name, self.devices
+        if devices:
+            node = by_name.get(devices[0].node)
+            if node is not None and node.name not in self._dirty:
+                place = node.place  # of one that is up to date: what is in it is there, whatever else has moved
+                for device in devices:
+                    if device.id not in place:
+                        break
+                else:
+                    self._mark_on(node, devices, yes)
+                    self._forget_touches()
+                    return
         last: Node | None = None
         batch: list[AllocatedDevice] = []
         for device in devices:  # of one node after the other, as they were chosen
@@ -162,7 +174,7 @@ class DeviceIndex:
             self._mark_on(last, batch, yes)
         self._forget_touches()
 
-    def _mark_on(self, node: Node, devices: list[AllocatedDevice], yes: bool) -> None:
+    def _mark_on(self, node: Node, devices: Sequence[AllocatedDevice], yes: bool) -> None:
         if yes:
             node.take(devices)
         else:

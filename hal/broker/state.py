@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -228,7 +228,7 @@ class State(QueueIndex):
         )
         self._remember(lease.id)
 
-    def _let_go(self, lease: Lease, devices: Iterable[AllocatedDevice], fenced: dict[str, str], *, leases: int) -> None:
+    def _let_go(self, lease: Lease, devices: Sequence[AllocatedDevice], fenced: dict[str, str], *, leases: int) -> None:
         free = devices
         if fenced:
             free = [device for device in devices if lease.slot_of(device) not in fenced]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice", "GangShort", "NoNode", "Outcome", "Place", "Refusal", "Shape", "Universe", "View", "allocate",
-    "allocate_if", "domain_of", "given", "shape_of", "view_of",
+    "allocate_if", "domain_of", "given", "known_view", "shape_of", "view_of",
 ]  # fmt: skip
 
 Shape = tuple[tuple[Request, ...], tuple[Constraint, ...]]
@@ -106,6 +106,16 @@ def view_of(state: State, shape: Shape, empty: bool = False) -> View:
             del views[oldest]
         view = views[name] = View(shape, policy, empty)
     return view
+
+
+def known_view(state: State, claim: Claim) -> View | None:
+    """Return the view of a claim for one replica, if one of its shape was asked for before."""
+    if claim.gang is not None or claim.replicas.__class__ is not int or claim.replicas != 1:
+        return None
+    if claim.max_replicas is not None:
+        return None
+    view: View | None = state.views.get((claim.requests, claim.constraints))
+    return view if view is not None and view.policy is (state.policy or PACK) else None
 
 
 def allocate(state: State, claim: Claim, view: View | None = None, *, replicas: int | None = None) -> Outcome:

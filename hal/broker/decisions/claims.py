@@ -10,7 +10,7 @@ from hal.broker.accounts import WHOLE, amounts_of, billed, demand_of
 from hal.broker.allocation.choice import Place, Refusal, given
 from hal.broker.allocation.explain import refusal_text
 from hal.broker.allocation.places import selector_of
-from hal.broker.allocation.view import shape_of
+from hal.broker.allocation.view import known_view
 from hal.broker.decisions.devices import Decision
 from hal.broker.decisions.leases import find
 from hal.broker.decisions.room import room, room_at, room_ever, room_for_more
@@ -33,7 +33,8 @@ def claim(state: State, command: c.ClaimDevices, now: float) -> Decision:
     before = state.claims.get(asked.id)
     if before is not None:
         return [], _again(state, before, asked)
-    if shape_of(asked) in state.views:
+    view = known_view(state, asked)
+    if view is not None:
         check_holder(asked)  # the rest was checked when the shape was first seen
     else:
         check_claim(asked)
@@ -45,7 +46,7 @@ def claim(state: State, command: c.ClaimDevices, now: float) -> Decision:
     if limit is not None:
         why = limit_text(limit)
     else:
-        outcome = room(state, asked, now)
+        outcome = room(state, asked, now, view)
         if outcome is None:
             return [], c.Undecided(STEPS)
         if isinstance(outcome, Place):

@@ -17,7 +17,7 @@ from hal.broker.accounts import amounts_of, demand_of
 from hal.broker.allocation.choice import Outcome, Place, Refusal, given
 from hal.broker.allocation.facts import capacity_of
 from hal.broker.allocation.partitions import fits_beside
-from hal.broker.allocation.view import allocate, allocate_if, domain_of
+from hal.broker.allocation.view import View, allocate, allocate_if, domain_of
 from hal.broker.index import NODE
 from hal.broker.lifecycle import STAYING
 from hal.broker.state import State
@@ -30,9 +30,9 @@ MOST_BURDENS = 64
 """How many burdens are weighed one by one; of more, only those in the way of the place that the allocator prefers."""
 
 
-def room(state: State, asked: Claim, now: float) -> Outcome:
+def room(state: State, asked: Claim, now: float, view: View | None = None) -> Outcome:
     """Look for room now. A claim with a duration may use what is kept for others that start after its end."""
-    found = allocate(state, asked)
+    found = allocate(state, asked, view)
     if not isinstance(found, Refusal) or not state.kept:
         return found
     mine = state.waiting[asked.id].kept if asked.id in state.kept else ()
