@@ -2,7 +2,7 @@
 
 A *step* is a moment before or after anything that lasts beyond the process: an append to the journal, each statement of
 SQLite in it, a driver's prepare and unprepare, a part made or destroyed, each word of a guard page, an answer of the
-server, a request of a client. ``HAL_CHAOS_STEP`` is the one at which the process dies by SIGKILL (0: none).
+server, a request of a client. At one of them the process dies by SIGKILL.
 
 The devices keep a log of their own (one line of JSON each time they are prepared, shut, parted), in a file that the
 dead process cannot take back. Time runs on by the number of seconds in a file, so that nobody has to wait for it.
@@ -18,7 +18,7 @@ import threading
 import types
 from pathlib import Path
 
-STEP = "HAL_CHAOS_STEP"
+PLANT = "HAL_CHAOS_PLANT"
 HARDWARE, TIME, DEATH, STEPS = "hardware.jsonl", "time", "death", "steps"
 
 
@@ -123,6 +123,7 @@ def install(steps: Steps, folder: Path) -> None:
     pages.pwrite = steps.around("page", os.pwrite)
     guard.os = pages
 
+    plant(os.environ.get(PLANT, ""))
     find = DriverCalls.driver
 
     def driver(self, device, step):
@@ -133,6 +134,29 @@ def install(steps: Steps, folder: Path) -> None:
         return found
 
     DriverCalls.driver = driver
+
+
+def plant(mistake: str) -> None:
+    """Make the broker wrong, to see that it is found: ``late-write`` answers first and writes with the next commit,
+    ``free-unshut`` calls a device free that its driver never shut.
+    """
+    from hal.agent.prepare import Agent
+    from hal.broker.journal.sqlite import SqliteStore
+
+    if mistake == "free-unshut":
+        Agent._shut = lambda self, device, grant, slot: None
+    elif mistake == "late-write":
+        append, late = SqliteStore.append, []
+
+        def appending(self, records, revision, audit=()):
+            if late:
+                append(self, *late.pop())
+            late.append((records, revision, audit))
+            return revision + len(records)
+
+        SqliteStore.append = appending
+    else:
+        assert not mistake, mistake
 
 
 def _watch(driver, steps: Steps, hardware: Hardware) -> None:

@@ -11,6 +11,7 @@ from this one, which has imported everything, so that each really is one and die
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -33,13 +34,18 @@ APART_SECONDS = 1_000_000.0
 """Cases use the same devices, one after the other: each begins so much later that its fences are higher."""
 
 
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
 def fork(work):
-    """Run work in a child; return its process id."""
+    """Run work in a child, which dies with this process; return its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             code = work() or 0
         except BaseException:
             traceback.print_exc()
@@ -93,8 +99,10 @@ class Case:
         ready, told = os.pipe()
 
         def work():
-            os.dup2(told, 1)
             os.close(ready)
+            sys.stdout = os.fdopen(told, "w")
+            sys.stderr = (self.folder / "serve.log").open("a")
+            os.dup2(sys.stderr.fileno(), 2)
             from hal.cli.main import main
 
             hooks.install(steps, self.folder)
@@ -108,12 +116,7 @@ class Case:
             self._tell(steps)
             return code
 
-        with (self.folder / "serve.log").open("a") as log:
-            error = os.dup(2)
-            os.dup2(log.fileno(), 2)
-            child = fork(work)
-            os.dup2(error, 2)
-            os.close(error)
+        child = fork(work)
         os.close(told)
         with os.fdopen(ready) as says:
             says.readline()
@@ -194,14 +197,18 @@ class Case:
 
     def _look(self, file: Path) -> None:
         if not file.exists() or not file.stat().st_size:
-            assert not (self.folder / DIARY).exists()
+            assert not self._has_diary()
             return
         try:
             look(self.folder)
         except Exception as error:
             begun = "no such table" in str(error) or "schema 0" in str(error)
-            if not (begun and not (self.folder / DIARY).exists()):
+            if not begun or self._has_diary():
                 raise
+
+    def _has_diary(self) -> bool:
+        path = self.folder / DIARY
+        return path.exists() and path.stat().st_size > 0
 
     def settle(self, holder: Holder) -> None:
         """After a death: what was told stands, the same claim again is the same lease, time ends the rest."""
