@@ -149,15 +149,10 @@ class DeviceIndex:
         by_name, known = self._by_name, self.devices
         if devices:
             node = by_name.get(devices[0].node)
-            if node is not None and node.name not in self._dirty:
-                place = node.place  # of one that is up to date: what is in it is there, whatever else has moved
-                for device in devices:
-                    if device.id not in place:
-                        break
-                else:
-                    self._mark_on(node, devices, yes)
-                    self._forget_touches()
-                    return
+            # What is on a node that is up to date is there, whatever else has moved.
+            if node is not None and node.name not in self._dirty and (node.knows(devices) or node.has_all(devices)):
+                self._mark_on(node, devices, yes)
+                return
         last: Node | None = None
         batch: list[AllocatedDevice] = []
         for device in devices:  # of one node after the other, as they were chosen
@@ -172,7 +167,6 @@ class DeviceIndex:
             batch.append(device)
         if last is not None:
             self._mark_on(last, batch, yes)
-        self._forget_touches()
 
     def _mark_on(self, node: Node, devices: Sequence[AllocatedDevice], yes: bool) -> None:
         if yes:
@@ -180,6 +174,8 @@ class DeviceIndex:
         else:
             node.give(devices)
         self.touched.append(node.index)
+        if len(self.touched) > 4096:
+            self._forget_touches()
 
     def _forget_touches(self) -> None:
         if len(self.touched) > 4096 + 4 * len(self.nodes):

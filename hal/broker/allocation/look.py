@@ -72,7 +72,7 @@ class Look:
         self._born = reached
         start = born - table.forgotten_births
         fresh = births[start:] if born >= 0 and start >= 0 else table.alive()
-        queued, known = self._queued, self._known
+        queued, known, bounds = self._queued, self._known, self._bounds
         for situation in fresh:
             number = situation.number
             if number in queued:
@@ -87,15 +87,15 @@ class Look:
                 if answer is not None:
                     self._queue(answer.score, situation, answer)
                 continue
-            if number in self._bounds:
-                self._queue(self._bounds[number], situation, None)
+            if number in bounds:
+                self._queue(bounds[number], situation, None)
                 continue
-            facts = self.facts(situation)
+            facts = self._facts.get(situation.hardware.number) or self.facts(situation)
             free = situation.free & facts.union
             if free.bit_count() >= facts.total:
                 # To solve it is put off until it may be the best: most situations never are.
                 bound = self.policy.bound(Scene(facts.layout, facts.union), free, facts.total)
-                self._bounds[number] = bound
+                bounds[number] = bound
                 self._queue(bound, situation, None)
             else:
                 known[number] = None

@@ -109,51 +109,50 @@ class Table:
         if seen < 0 or start < 0:
             changed: Iterable[int] = range(len(nodes))
         elif reached - seen == 1:
-            self._move(nodes[touched[-1]])
-            return
+            changed = touched[-1:]
         else:
             changed = dict.fromkeys(touched[start:])
-        for index in changed:
-            self._move(nodes[index])
+        self._move(nodes, changed)
         if self._known > MOST_SITUATIONS + 4 * len(nodes):
             self._prune()
 
-    def _move(self, node: Node) -> None:
-        index = node.index
-        if self._versions[index] != node.version:
-            self._hardware[index] = self._sort(node)
-            self._versions[index] = node.version
-        elif self.empty:
-            return
-        hardware = self._hardware[index]
-        if hardware is None:
-            return
-        if self.loose or self.empty:
-            situation = (
-                self.as_if(node, *node.emptied()) if self.empty else self._situation(hardware, node.open, node.partial)
-            )
-        else:
-            free = node.free
-            found = hardware.situations.get(free)
-            situation = found if found is not None else self._situation(hardware, free, ())
-        where = self.where
-        before = where[index]
-        if situation is before:
-            return
-        if before is not None:
-            before.live -= 1
-        where[index] = situation
-        queued = situation.queued
-        if index not in queued:
-            queued.add(index)
-            heapq.heappush(situation.heap, index)
-        situation.live += 1
-        if situation.live == 1:
-            births = self.births
-            births.append(situation)
-            if len(births) > 4096 + 4 * len(where):
-                self.forgotten_births += len(births)
-                births.clear()
+    def _move(self, nodes: Sequence[Node], changed: Iterable[int]) -> None:
+        where, versions, hardwares, births = self.where, self._versions, self._hardware, self.births
+        special = self.loose or self.empty
+        for index in changed:
+            node = nodes[index]
+            if versions[index] != node.version:
+                hardwares[index] = self._sort(node)
+                versions[index] = node.version
+            elif self.empty:
+                continue
+            hardware = hardwares[index]
+            if hardware is None:
+                continue
+            if special:
+                situation = (
+                    self.as_if(node, *node.emptied())
+                    if self.empty
+                    else self._situation(hardware, node.open, node.partial)
+                )
+            else:
+                found = hardware.situations.get(node.free)
+                situation = found if found is not None else self._situation(hardware, node.free, ())
+            before = where[index]
+            if situation is before:
+                continue
+            if before is not None:
+                before.live -= 1
+            where[index] = situation
+            if index not in situation.queued:
+                situation.queued.add(index)
+                heapq.heappush(situation.heap, index)
+            situation.live += 1
+            if situation.live == 1:
+                births.append(situation)
+                if len(births) > 4096 + 4 * len(where):
+                    self.forgotten_births += len(births)
+                    births.clear()
 
     def _sort(self, node: Node) -> Hardware:
         values = {aspect: value_of(aspect, node) for aspect in self.aspects}
