@@ -1,4 +1,7 @@
-"""The main job on a mock rack, start to end: discover, claim, open, use, break, refuse, mend, claim again, release."""
+"""The main job on a mock rack, start to end: discover, claim, open, use, break, refuse, mend, claim again, release.
+
+Then two tenants want the same machine: a queue, a preemption with grace, and who was pushed out comes back.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,28 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from hal.agent.repair import Repair
+from hal.api.ask import make_claim, pairs
 from hal.api.local import LocalBroker
 from hal.api.opening import open_broker
+from hal.broker.command import Granted, Queued
 from hal.errors import ClaimRefused, HalError
+from hal.interfaces.deadline import Deadline
+from hal.model.claim import Claim
 from hal.model.kind import Kind
+from hal.model.lease import LeaseState
+from hal.model.tenant import Tenant
 from hal_mocks.faults import FaultType
 from hal_mocks.machine import Machine, open_machine
 
 PROFILE = "rack"
+GRACE_SECONDS = 1.0
+WAIT_SECONDS = 30.0
+"""How long the demonstration waits for what should be there at once, before it calls that a mistake."""
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +124,7 @@ def main() -> int:
             counts = broker.status().devices
             say("discover  " + ", ".join(f"{row['all']} {kind}" for kind, row in counts.items()))
             results = [play(scene, broker, machine) for scene in SCENES]
+            results.append(share(broker))
             right = all(results)
             say(f"\nleases left: {len(broker.list())}; journal at revision {broker.status().revision}")
     say("Everything went as it must." if right else "SOMETHING WENT WRONG, see above.")
@@ -160,6 +173,62 @@ def play(scene: Scene, broker: LocalBroker, machine: Machine) -> bool:
         and reused.startswith("ok")
         and same
     )
+
+
+def share(broker: LocalBroker) -> bool:
+    """Let two tenants want more than there is; returns whether every step answered as it must."""
+    say("\nTWO TENANTS")
+    broker.set_tenant(Tenant(path="physics", quota={"gpu": 16}))
+    say("  quota    physics may have 16 GPUs")
+    with Worker() as worker:
+        train = broker.claim(whole("train", "physics/ada", grace_seconds=GRACE_SECONDS))
+        worker.ask(train.ticket())
+        other = broker.claim(whole("other", "physics/eve", priority=5))
+        for lease in (train, other):
+            nodes = ", ".join(dict.fromkeys(device.node for device in lease.devices))
+            say(f"  claim    {lease.id} of {lease.lease.tenant}: 8 GPUs, each with its own NIC, on {nodes}")
+        try:
+            broker.claim("gpu", tenant="physics/ada")
+            refused = ""
+        except ClaimRefused as error:
+            refused = error.message
+        say(f"  claim    refused: {refused}")
+        urgent = whole("urgent", "biology/bob", priority=10, preempt=True)
+        answer = broker.submit([urgent])[0]
+        queued = isinstance(answer, Queued)
+        why = broker.queue()[0].why if queued else ""
+        say(f"  queue    urgent of biology/bob, priority 10, is at place 1: {why}")
+        told = broker.get("train").lease
+        say(f"  notice   train is {told.state.value}, {GRACE_SECONDS:g} s to leave: {told.notice}")
+        used = worker.ask("work")
+        say(f"  use      {used}")
+        answer = broker.wait_for("urgent", Deadline.after(WAIT_SECONDS))
+        granted = isinstance(answer, Granted) and answer.lease.fence > told.fence
+        won = broker.get("urgent")
+        say(f"  grant    urgent, on {won.devices[0].node}, fence {won.fence}, when train was proven to have let go")
+        ended = worker.ask("work")
+        say(f"  use      {ended}")
+    answer = broker.submit([whole("train-again", "physics/ada", wait=True)])[0]
+    waits = isinstance(answer, Queued)
+    broker.release("urgent")
+    say("  release  urgent")
+    answer = broker.wait_for("train-again", Deadline.after(WAIT_SECONDS))
+    resumed = isinstance(answer, Granted)
+    say(f"  grant    train-again: {broker.get('train-again').devices[0].node}, {len(train.devices)} devices as before")
+    for name in ("train-again", "other"):
+        broker.release(name)
+    broker.remove_tenant("physics")
+    say("  release  done")
+    return (
+        (bool(refused) and queued and told.state is LeaseState.DRAINING and used.startswith("ok"))
+        and (granted and "LeaseEnded" in ended)
+        and (waits and resumed)
+    )
+
+
+def whole(name: str, tenant: str, **words: Any) -> Claim:
+    """Return the claim of a whole DGX: eight GPUs, each with the NIC on its switch."""
+    return make_claim(pairs("gpu", "rnic", count=8), id=name, tenant=tenant, ttl_seconds=300, same="node", **words)
 
 
 def mend(scene: Scene, broker: LocalBroker, machine: Machine, device_id: str) -> Repair:
