@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from hal.agent import partition
+from hal.agent import partition, shares
 from hal.agent.calling import Begin, DriverCalls
 from hal.agent.ordering import Turns
 from hal.agent.sampling import Sampling
@@ -155,7 +155,7 @@ class Agent:
 
             part = self.calls.run(device, "prepare", make)
         elif not self._shared_with_others(lease.id, device):
-            self.calls.run(device, "prepare", lambda driver, until: driver.prepare(device.id, grant, until))
+            shares.ask(self.calls, self.ledger, device, grant, "prepare")
         with self._writing:
             now = self._check_live(lease, device)
             self.pages.grant(slot, fence, self._expiry_ns(now, device))
@@ -305,7 +305,7 @@ class Agent:
                         return None  # the same part was made again for a later holder: this one has lost it
                     self.calls.run(device, "unprepare", lambda driver, until: _unmake(driver, device, grant, until))
                 elif not self._shared_with_others(grant.lease, device):
-                    self.calls.run(device, "unprepare", lambda driver, until: driver.unprepare(device.id, grant, until))
+                    shares.ask(self.calls, self.ledger, device, grant, "unprepare")
         except StaleFence:
             return None  # the device knows a later holder, so this one has lost it
         except HalError as error:
