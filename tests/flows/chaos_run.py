@@ -24,6 +24,7 @@ from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
+from hal.interfaces.deadline import Deadline
 from tests.flows import chaos_hooks as hooks
 from tests.flows.chaos_reader import lines, look
 from tests.flows.chaos_stories import DIARY, STORIES, Holder
@@ -227,7 +228,8 @@ class Case:
                 assert live[name].fence == line["fence"], f"{name} was acknowledged with another fence"
         if self.number % 2:
             self._ask_again(holder, live, asked, told.keys() - ending)
-        for _ in range(40):
+        deadline = Deadline.after(20)
+        while not deadline.expired:
             for name in (line["id"] for line in lines(self.folder / DIARY)):
                 if name not in ending:
                     ending.add(name)
@@ -238,7 +240,7 @@ class Case:
                 maintain()
             if not broker.list() and not broker.queue():
                 break
-            time.sleep(0.01 if maintain is None else 0.0)
+            time.sleep(0.05 if maintain is None else 0.0)  # a server's heart looks at the clock once a second
         assert not broker.list(), "a lease that never ends"
         assert not broker.queue(), "a claim that never comes"
         assert not broker.status().fenced, "a device that is never freed"

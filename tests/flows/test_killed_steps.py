@@ -28,7 +28,7 @@ def folder(tmp_path):
     if not os.access(memory, os.W_OK):
         yield tmp_path
         return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="hal-chaos-") as name:
+    with tempfile.TemporaryDirectory(dir=memory, prefix="chaos-") as name:
         yield Path(name)
 
 
