@@ -270,7 +270,8 @@ class Agent:
                 self._returned.discard(now.id)
             elif leaving:
                 gone = tuple(sorted({device.replica for device in leaving}))
-                self.ledger.execute(c.ProveShrunk(lease=now.id, replicas=gone, fenced=fenced))
+                newest = max(now.fence_of(device) for device in leaving)
+                self.ledger.execute(c.ProveShrunk(lease=now.id, replicas=gone, fence=newest, fenced=fenced))
 
     def _shut_all(self, lease: Lease, devices: list[AllocatedDevice], left_alone: set[str]) -> dict[str, str]:
         """Close the pages, then shut the devices; return, by slot, why one is not proven to be let go."""

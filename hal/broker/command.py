@@ -99,11 +99,13 @@ class ProveReleased(Command, frozen=True, gc=False):
 class ProveShrunk(Command, frozen=True, gc=False):
     """The holder of ``lease`` can do nothing more with the ``replicas`` it was told to leave.
 
-    Of the ``fenced`` slots that is not proven.
+    ``fence`` is the newest under which it has a device of them: numbers of replicas are given again, and a proof about
+    older ones proves nothing about these. Of the ``fenced`` slots it is not proven.
     """
 
     lease: str
     replicas: tuple[int, ...]
+    fence: int
     fenced: dict[str, str] = {}
     proof: str = "unprepared by the agent"
 

@@ -167,8 +167,8 @@ class World:
             self.acknowledged.add(lease.id)
 
     def say_again(self, command: c.AnyCommand) -> None:
-        if self.time.chance(self.network.doubling):
-            later = self.time.random.random() * 60
+        if self.time.chance(self.network.doubling * 3):
+            later = self.time.random.random() * 40
             self.time.after(later, lambda: self.do("heard again", lambda broker: broker.ledger.execute(command)))
 
     # --- what else happens
@@ -284,7 +284,7 @@ def _simulated(device: Any) -> Any:
 def run_seed(seed: int, holders: int = 24) -> World:
     """Run one seed to its end; raises :class:`~tests.simulation.checker.Violation`."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="hal-sim-", dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(prefix="sim-", dir=memory if memory.is_dir() else None) as folder:
         world = World(seed, Path(folder) / "run", holders)
         world.digest = world.run()  # type: ignore[attr-defined]
         return world

@@ -132,7 +132,9 @@ def prove_shrunk(state: State, command: c.ProveShrunk, now: float) -> Decision:
         return [], c.Done(lease)
     if not set(gone) <= set(lease.leaving):
         raise ClaimError("these replicas were not told to leave", device=lease.id, during="resize", hint="hal resize")
-    slots = [lease.slot_of(device) for device in lease.devices if device.replica in gone]
+    devices = [device for device in lease.devices if device.replica in gone]
+    _check_fence(lease.id, max(lease.fence_of(device) for device in devices), command.fence, "resize")
+    slots = [lease.slot_of(device) for device in devices]
     if not set(command.fenced) <= set(slots):
         raise ClaimError("the proof speaks of other devices, too", device=lease.id, during="resize")
     freed = tuple(slot for slot in slots if slot not in command.fenced)

@@ -147,7 +147,7 @@ def test_a_file_never_says_that_it_is_persistent_memory(driver):
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no tmpfs at /dev/shm to try a volatile file on")
 def test_a_file_in_memory_says_that_it_does_not_outlive_the_power(environ):
-    path = f"/dev/shm/hal-pmem-{os.getpid()}.pmem"
+    path = f"/dev/shm/file-{os.getpid()}.pmem"
     environ["HAL_PMEM_FILES"] = f"{path}=4M"
     try:
         driver = PmemDriver([HostRoot(node="n1")], environ)

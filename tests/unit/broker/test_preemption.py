@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hal.broker import command as c
-from hal.errors import ClaimError
+from hal.errors import ClaimError, StaleFence
 from hal.model.claim import Preempt
 from hal.model.lease import LeaseState
 from hal.model.tenant import Tenant
@@ -29,6 +29,12 @@ def gpus(count: int, node: str = "n0"):
 
 def urgent(id: str, count: int = 1, priority: int = 10, **fields):
     return claim(id, count=count, priority=priority, preempt=Preempt.LOWER, **fields)
+
+
+def shrunk(state, lease_id: str, *replicas: int) -> c.ProveShrunk:
+    lease = state.leases[lease_id]
+    fence = max(lease.fence_of(given) for given in lease.devices if given.replica in replicas)
+    return c.ProveShrunk(lease=lease_id, replicas=replicas, fence=fence)
 
 
 def told(state) -> set[str]:
@@ -127,13 +133,28 @@ def test_spare_replicas_of_an_elastic_lease_go_before_anybody_is_evicted_and_com
     lease = state.leases["elastic"]
     assert lease.leaving == (2,)
     assert told(state) == set()
-    run(state, c.ProveShrunk(lease="elastic", replicas=(2,)), 1002)
+    run(state, shrunk(state, "elastic", 2), 1002)
     assert pump(state, 1002) == ["next"]
     assert state.leases["elastic"].replicas == 2
     leave(state, "next", 1003)
     assert state.leases["elastic"].replicas == 3
     fences = {given.replica: state.leases["elastic"].fence_of(given) for given in state.leases["elastic"].devices}
     assert fences[2] > fences[0]
+
+
+def test_a_proof_about_replicas_that_left_before_proves_nothing_about_those_that_came_since():
+    state = state_of([x for n in range(2) for x in gpus(1, f"n{n}")])
+    grant(state, claim("elastic", replicas=1, max_replicas=2))
+    prepared(state, "elastic")
+    run(state, c.Resize(lease="elastic", replicas=1))
+    proof = shrunk(state, "elastic", 1)
+    run(state, proof)
+    run(state, c.Resize(lease="elastic", replicas=2))
+    prepared(state, "elastic")
+    run(state, c.Resize(lease="elastic", replicas=1))
+    with pytest.raises(StaleFence):
+        run(state, proof)
+    assert state.leases["elastic"].replicas == 2
 
 
 def test_an_elastic_lease_keeps_what_it_was_promised_from_equals():
@@ -150,7 +171,7 @@ def test_an_elastic_lease_is_resized_by_its_holder():
     prepared(state, "elastic")
     run(state, c.Resize(lease="elastic", replicas=1))
     assert state.leases["elastic"].leaving == (1, 2)
-    run(state, c.ProveShrunk(lease="elastic", replicas=(1, 2)))
+    run(state, shrunk(state, "elastic", 1, 2))
     assert pump(state) == []
     assert state.leases["elastic"].replicas == 1  # it does not grow again against its holder's will
     grant(state, claim("other"))
