@@ -49,7 +49,8 @@ class Node(Handout):
 
     __slots__ = (
         "_above", "_barred", "_cordoned", "_fits", "_kept", "_masks", "_parts", "_users", "_uses", "_whole", "fate",
-        "fit", "free", "full", "held", "index", "layout", "loners", "made", "open", "partial", "place", "rack", "version",
+        "fit", "free", "full", "held", "index", "layout", "loners", "made", "open", "partial", "place", "rack",
+        "version",
     )  # fmt: skip
 
     def __init__(self, name: str, index: int) -> None:
