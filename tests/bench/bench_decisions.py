@@ -64,7 +64,7 @@ def run() -> Iterator[Row]:
     yield _memory()
 
 
-Held = tuple[Node, tuple[AllocatedDevice, ...]]
+Held = tuple[tuple[Node, ...], tuple[AllocatedDevice, ...]]
 
 
 class Floor(DeviceIndex):
@@ -80,21 +80,23 @@ class Floor(DeviceIndex):
         return ()
 
     def grant(self, claim: Claim) -> Held | None:
-        """Decide a claim and take its devices, all of one node."""
+        """Decide a claim and take its devices, wherever they are."""
         found = allocate(self, claim)  # type: ignore[arg-type]
         if not isinstance(found, Place):
             return None
         devices = given(found)
-        node = found.choices[0].node
-        node.take(devices)
-        self.touched.append(node.index)
-        return node, devices
+        nodes = tuple([choice.node for choice in found.choices])
+        for node in nodes:
+            node.take(devices)
+            self.touched.append(node.index)
+        return nodes, devices
 
     def back(self, held: Held) -> None:
         """Take devices back."""
-        node, devices = held
-        node.give(devices)
-        self.touched.append(node.index)
+        nodes, devices = held
+        for node in nodes:
+            node.give(devices)
+            self.touched.append(node.index)
 
 
 def machines(count: int, pairs: int = 8, layouts: int = 1) -> list[Device]:
