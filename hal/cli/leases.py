@@ -7,12 +7,15 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from hal.cli.abilities import abilities
-from hal.cli.asking import now_of, open_any, print_json
+from hal.cli.asking import now_of, open_any, print_json, when
 from hal.cli.claims import claim_of
 from hal.cli.waiting import wait_in_queue
 from hal.drivers.guarded import describe
 from hal.errors import ClaimRefused, HalError
+from hal.model.claim import Preempt
 from hal.model.lease import Lease
 
 if TYPE_CHECKING:
@@ -45,12 +48,34 @@ def do_claim(options: argparse.Namespace) -> int:
     wanted = claim_of(options)
     if options.dry_run:
         return _dry_run(options, wanted)
-    if wanted.wait:
+    if wanted.start_at is not None and not wanted.wait:
+        return _reserve(options, wanted)
+    if wanted.wait or wanted.preempt is not Preempt.NEVER:  # making room takes time, too
         lease_id = wait_in_queue(options, wanted)
         with open_any(options) as broker:
             return _show_claim(options, broker, broker.get(lease_id))
     with open_any(options) as broker:
         return _show_claim(options, broker, broker.claim(wanted))
+
+
+def _reserve(options: argparse.Namespace, wanted: Claim) -> int:
+    """Say what is kept for later, and do not wait for it."""
+    from hal.broker.command import Granted, Queued
+
+    with open_any(options) as broker:
+        answer = broker.submit([wanted])[0]
+        if isinstance(answer, Granted):  # its time has come already
+            return _show_claim(options, broker, broker.get(wanted.id))
+        if not isinstance(answer, Queued):
+            why = getattr(answer, "reason", "undecided: the search was given up")
+            raise ClaimRefused(why, device=wanted.id, during="claim", hint="hal explain, with the same words")
+        starts_at = answer.starts_at if answer.starts_at is not None else wanted.start_at
+        if options.json:
+            print(msgspec.json.encode({"id": wanted.id, "starts_at": starts_at}).decode())
+        else:
+            print(f"reserved {wanted.id}, {when(starts_at or 0.0, now_of(broker))}")
+            print(f"see it: hal queue    have it when it starts: hal list    give it up: hal release {wanted.id}")
+    return 0
 
 
 def _show_claim(options: argparse.Namespace, broker: AnyBroker, held: HeldLease) -> int:

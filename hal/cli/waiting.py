@@ -29,25 +29,22 @@ def wait_in_queue(options: argparse.Namespace, wanted: Claim) -> str:
     from hal.api.client import Client
     from hal.broker.command import Granted
 
-    with open_any(options) as broker:
-        answer = broker.submit([wanted])[0]
-        line = Progress()
-        try:
-            if isinstance(broker, Client):
-                while _pending(wanted, answer):
-                    line.show(answer, now_of(broker))
-                    answer = _asked(broker, wanted, Deadline.after(_ASK_SECONDS))
-        except KeyboardInterrupt:
-            line.clear()
-            _leave(broker, wanted)
-            raise
+    line = Progress()
     try:
+        with open_any(options) as broker:
+            answer = broker.submit([wanted])[0]
+            if _pending(wanted, answer):
+                line.show(answer, now_of(broker))
+            while isinstance(broker, Client) and _pending(wanted, answer):
+                answer = _asked(broker, wanted, Deadline.after(_ASK_SECONDS))
+                if _pending(wanted, answer):
+                    line.show(answer, now_of(broker))
         while _pending(wanted, answer):
+            time.sleep(_LOCAL_PAUSE_SECONDS)
             with open_any(options) as broker:
                 answer = _asked(broker, wanted, Deadline.after(0.0))
-                line.show(answer, now_of(broker))
-            if _pending(wanted, answer):
-                time.sleep(_LOCAL_PAUSE_SECONDS)
+                if _pending(wanted, answer):
+                    line.show(answer, now_of(broker))
     except KeyboardInterrupt:
         line.clear()
         with open_any(options) as broker:
@@ -107,7 +104,7 @@ class Progress:
     def _text(self, answer: Answer, now: float) -> str:
         from hal.broker.command import Queued as Waits
 
-        if not isinstance(answer, Waits):
+        if not isinstance(answer, Waits) or answer.position == 0:
             return "hal: granted; the devices are being prepared"
         queued: Queued = answer
         starts = "" if queued.starts_at is None else f", expected {when(queued.starts_at, now)}"

@@ -57,6 +57,23 @@ def hal(request, doors, mock, monkeypatch, capsys):
         server.stdout.close()
 
 
+def test_what_is_reserved_for_later_is_said_at_once_and_kept(hal):
+    said = hal("claim", "gpu:8", "--start", "+2h", "--duration", "1h", "--id", "later")
+    assert "reserved later" in said
+    assert "kept" in hal.error + hal("claim", "gpu", "--id", "open-ended", code=1) + hal.error
+    hal("claim", "gpu:8", "--duration", "10m", "--id", "short")
+    assert [one["claim"]["id"] for one in hal.json("queue")["waiting"]] == ["later"]
+    hal("release", "later")
+    assert "nobody waits" in hal("queue")
+
+
+def test_whoever_pushes_others_out_waits_without_keeping_them_from_leaving(hal):
+    hal("claim", "gpu:8", "--id", "low", "--grace", "0.5")
+    lease = hal.json("claim", "gpu:8", "--id", "high", "--priority", "5", "--preempt")["lease"]
+    assert lease["state"] == "prepared"
+    assert [one["id"] for one in hal.json("list")["leases"]] == ["high"]
+
+
 def test_the_life_of_an_operators_day(hal):
     assert hal.json("claim", "gpu:8", "--id", "all", "--tenant", "physics/ada")["lease"]["tenant"] == "physics/ada"
     assert "8 devices asked" in hal("claim", "gpu:9", "--dry-run", code=1) or hal.error
