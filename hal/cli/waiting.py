@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 from hal.cli.asking import now_of, open_any, when
 from hal.errors import BrokerError, ClaimRefused, HalError, LeaseNotFound
@@ -30,29 +34,66 @@ def wait_in_queue(options: argparse.Namespace, wanted: Claim) -> str:
     from hal.broker.command import Granted
 
     line = Progress()
-    try:
-        with open_any(options) as broker:
-            answer = broker.submit([wanted])[0]
-            if _pending(wanted, answer):
-                line.show(answer, now_of(broker))
-            while isinstance(broker, Client) and _pending(wanted, answer):
-                answer = _asked(broker, wanted, Deadline.after(_ASK_SECONDS))
-                if _pending(wanted, answer):
-                    line.show(answer, now_of(broker))
-        while _pending(wanted, answer):
-            time.sleep(_LOCAL_PAUSE_SECONDS)
+    with _Interrupts() as interrupts:
+        try:
             with open_any(options) as broker:
-                answer = _asked(broker, wanted, Deadline.after(0.0))
+                answer = broker.submit([wanted])[0]
                 if _pending(wanted, answer):
                     line.show(answer, now_of(broker))
-    except KeyboardInterrupt:
-        line.clear()
-        with open_any(options) as broker:
-            _leave(broker, wanted)
-        raise
+                while isinstance(broker, Client) and _pending(wanted, answer):
+                    with interrupts.welcome():
+                        answer = _asked(broker, wanted, Deadline.after(_ASK_SECONDS))
+                    if _pending(wanted, answer):
+                        line.show(answer, now_of(broker))
+            while _pending(wanted, answer):
+                with interrupts.welcome():
+                    time.sleep(_LOCAL_PAUSE_SECONDS)
+                with open_any(options) as broker:
+                    answer = _asked(broker, wanted, Deadline.after(0.0))
+                    if _pending(wanted, answer):
+                        line.show(answer, now_of(broker))
+        except KeyboardInterrupt:
+            line.clear()
+            with open_any(options) as broker:
+                _leave(broker, wanted)
+            raise
     line.clear()
     assert isinstance(answer, Granted)
     return answer.lease.id
+
+
+class _Interrupts:
+    """Ctrl-C is heard at once, and obeyed where nothing is half done: not while the journal is open here."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._welcome = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only the main thread may
+            self._before = signal.signal(signal.SIGINT, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _heard(self, number: int, frame: object) -> None:
+        self._asked = True
+        if self._welcome:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def welcome(self) -> Iterator[None]:
+        """Let Ctrl-C break off what is done here."""
+        self._welcome = True
+        try:
+            if self._asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._welcome = False
 
 
 def _asked(broker: AnyBroker, wanted: Claim, deadline: Deadline) -> Answer:

@@ -191,11 +191,13 @@ class JournalFile:
         with self.thread:
             self._closed = True
             connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
             lock, self._lock = self._lock, -1
-            if lock >= 0:
-                os.close(lock)
+            try:
+                if connection is not None:
+                    connection.close()
+            finally:  # whatever breaks off here (Ctrl-C, too): the next one to open it must not wait for us
+                if lock >= 0:
+                    os.close(lock)
 
 
 def _is_full(error: BaseException) -> bool:
