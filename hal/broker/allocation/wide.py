@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 STEPS = 200_000
 MOST_RACKS = 4
 """In how many racks of their own a claim is tried before all nodes are taken together."""
+MOST_RICH = 32
+"""Among how many of the nodes with the most to give a claim is tried before all nodes are taken."""
 MOST_WHOLE = 256
 """How many nodes are tried for requests that take all devices of one."""
 
@@ -179,9 +182,31 @@ def solve_wide(state: State, look: Look, members: Sequence[tuple[int, Situation]
             continue
         if isinstance(answer, Assignment):
             return universe.choices(answer)
+    few = _richest(look, members)
+    if len(few) < len(members):  # a yes needs few nodes, a no needs them all
+        universe = Universe(state, look, few)
+        try:
+            answer = universe.solve(Budget(STEPS // 10), minimal=False)
+        except OutOfBudget:
+            pass
+        else:
+            if isinstance(answer, Assignment):
+                return universe.choices(answer)
     universe = Universe(state, look, members)
     answer = universe.solve(budget, minimal=True)
     return universe.choices(answer) if isinstance(answer, Assignment) else answer
+
+
+def _richest(look: Look, members: Sequence[tuple[int, Situation]]) -> list[tuple[int, Situation]]:
+    """Return the few nodes with the most to give to the request that has least of it."""
+    known: dict[int, int] = {}
+    seats: list[tuple[int, int, Situation]] = []
+    for index, situation in members:
+        least = known.get(situation.number)
+        if least is None:
+            least = known[situation.number] = min(m.bit_count() for m in look.facts(situation).available(situation))
+        seats.append((-least, index, situation))
+    return [(index, situation) for _, index, situation in heapq.nsmallest(MOST_RICH, seats, key=lambda seat: seat[:2])]
 
 
 def _racks(state: State, look: Look, members: Sequence[tuple[int, Situation]]) -> list[list[tuple[int, Situation]]]:
