@@ -95,7 +95,7 @@ def _read_slot(descriptor: int, offset: int) -> tuple[int, Label] | None:
     if magic != _MAGIC or length > _SLOT_BYTES - _HEADER.size:
         return None
     content = os.pread(descriptor, length, offset + _HEADER.size)
-    if checksum != _checksum(sequence, content):
+    if len(content) != length or checksum != _checksum(sequence, content):
         return None
     try:
         return sequence, _DECODER.decode(content)
