@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 
 from hal.agent.prepare import Agent
 from hal.agent.repair import RESET_SECONDS, Repair, repair
@@ -22,7 +23,7 @@ from hal.model.lease import Lease
 from hal.model.tenant import Tenant
 
 
-class Operating:
+class Operating(ABC):
     """The half of :class:`hal.api.local.LocalBroker` that is about devices and tenants."""
 
     ledger: Ledger
@@ -38,9 +39,9 @@ class Operating:
         """The state as it is now; look, do not touch."""
         return self.ledger.state
 
+    @abstractmethod
     def maintain(self) -> float:
         """Do what time asks for; see :class:`hal.api.local.LocalBroker`."""
-        raise NotImplementedError
 
     # --- devices
 

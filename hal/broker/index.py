@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ NODE = "node:"
 """What the target of a cordon begins with that stands for a whole machine."""
 
 
-class DeviceIndex:
+class DeviceIndex(ABC):
     """The machines as :class:`~hal.broker.allocation.places.Node`, with what is held, kept and cordoned.
 
     ``touched`` lists the numbers of nodes that changed, in order; who has read to ``forgotten_touches + len(touched)``
@@ -114,9 +115,9 @@ class DeviceIndex:
 
     # --- who has them
 
+    @abstractmethod
     def held(self, device_id: str) -> Iterable[AllocatedDevice]:
         """Yield what is given of one device, to whomever."""
-        raise NotImplementedError
 
     def holders_of(self, device_id: str) -> tuple[str, ...]:
         """Return the leases that have a device, a part of it or a share in it."""

@@ -171,8 +171,8 @@ class Nursery:
         for name in modules:
             try:
                 importlib.import_module(name)
-            except Exception:  # a guard: a plugin's code, and a worker can still import it itself
-                continue
+            except Exception as error:  # a guard: a plugin's code, and a worker can still import it itself
+                sys.stderr.write(f"{name} could not be imported beforehand: {type(error).__name__}: {error}\n")
         gc.freeze()
 
     def _be_worker(self, sockets: list[int], stderr: int, parent: int) -> NoReturn:
