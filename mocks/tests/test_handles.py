@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ from hal_mocks.machine import Machine
 from hal_mocks.pmem import MockPmemDriver
 from hal_mocks.profile import load_profile
 from hal_mocks.rnic import MockRnicDriver
+from hal_mocks.rnic_engine import Engine
 from hal_mocks.upmem import MockUpmemDriver
 from hal_mocks.upmem_handle import MockUpmem
 from hal_mocks.upmem_programs import ADD
@@ -317,3 +319,24 @@ def test_the_kit_goes_red_for_verbs_that_forget_deadlines_and_closing(tmp_path):
         kit.test_a_deadline_that_has_passed_is_refused_at_once(handle, driver.find(device))
     with pytest.raises(pytest.fail.Exception):
         kit.test_a_closed_handle_refuses(handle, driver.find(device))
+
+
+def test_an_engine_whose_thread_is_gone_before_it_is_woken_can_still_be_stopped(monkeypatch):
+    class Watcher:
+        def read(self, _): ...
+
+    watcher, (near, far) = Watcher(), socket.socketpair()
+    engine = Engine("early")
+    engine.watch(near, watcher.read)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "rnic-early"]
+    write = os.eventfd_write
+
+    def wake_late(descriptor, value):
+        far.send(b"1")  # what the thread watches wakes it, before whoever stops it comes to that
+        thread.join(10)
+        write(descriptor, value)
+
+    monkeypatch.setattr(os, "eventfd_write", wake_late)
+    engine.stop()
+    assert not thread.is_alive()
+    far.close()

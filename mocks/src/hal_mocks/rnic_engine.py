@@ -25,6 +25,7 @@ class Engine:
     """
 
     def __init__(self, name: str) -> None:
+        self._wake = -1
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -62,6 +63,7 @@ class Engine:
         os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._forget_wake()
 
     def stop(self) -> None:
         """End the thread without waiting or locking: for whoever is collected, in whatever thread that happens."""
@@ -76,7 +78,16 @@ class Engine:
             watched.close()
         self._watched.clear()
         self._epoll.close()
-        os.close(self._wake)
+        self._forget_wake()
+
+    def _forget_wake(self) -> None:
+        wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
+
+    def __del__(self) -> None:
+        # Not the thread at its end: whoever stops it may be about to wake it, by a number that is another's by then.
+        self._forget_wake()
 
     def _run(self) -> None:
         while True:
@@ -100,7 +111,6 @@ class Engine:
         for watched, _ in self._watched.values():
             watched.close()
         self._epoll.close()
-        os.close(self._wake)
 
     def _guarded(self, callback: Callable[..., object], *arguments: object) -> object:
         # One connection's mistake must not silence the others of the handle: it is logged with its trace.
