@@ -9,6 +9,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -172,8 +173,9 @@ def _story(connection: sqlite3.Connection) -> Iterator[AuditEntry]:
     yield AuditEntry(at=at, actor="hal", tenant="", verb="upgrade", subject="journal", detail=detail, revision=revision)
 
 
+@cache
 def own_version() -> str:
-    """Return the version of hal that runs."""
+    """Return the version of hal that runs; looked up once, for that reads files, and every append asks."""
     try:
         return importlib.metadata.version("rackhal")
     except importlib.metadata.PackageNotFoundError:
