@@ -239,7 +239,7 @@ class Client:
         return await self._run(calls.status())
 
     async def devices(self) -> tuple[Device, ...]:
-        """Return all devices as they were last seen."""
+        """See :class:`~hal.api.surface.Broker`."""
         return await self._run(calls.devices())
 
     async def events(self, since: int = 0, tenant: str | None = None) -> AsyncIterator[Event]:
@@ -282,6 +282,10 @@ class Client:
     async def uncordon(self, target: str, by: str = "operator") -> tuple[Cordon, ...]:
         """See :class:`~hal.api.surface.Broker`."""
         return await self._run(calls.uncordon(target))
+
+    async def cordons(self) -> tuple[Cordon, ...]:
+        """See :class:`~hal.api.surface.Broker`."""
+        return await self._run(calls.cordons())
 
     async def drain(
         self, target: str, why: str = "", by: str = "operator", grace_seconds: float | None = None

@@ -203,6 +203,11 @@ def uncordon(target: str) -> Call[tuple[Cordon, ...]]:
     return Call("DELETE", f"/v1/cordons/{quote(target, safe='')}", _CORDONS)
 
 
+def cordons() -> Call[tuple[Cordon, ...]]:
+    """All cordons."""
+    return Call("GET", "/v1/cordons", _CORDONS)
+
+
 def drain(target: str, why: str, grace_seconds: float | None) -> Call[tuple[Lease, ...]]:
     """Drain."""
     body = w.DrainBody(target=target, why=why, grace_seconds=grace_seconds)

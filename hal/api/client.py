@@ -138,7 +138,7 @@ class Client:
         return self._run(calls.status())
 
     def devices(self) -> tuple[Device, ...]:
-        """Return all devices as they were last seen."""
+        """See :class:`~hal.api.surface.Broker`."""
         return self._run(calls.devices())
 
     def events(self, since: int = 0, tenant: str | None = None) -> Iterator[Event]:
@@ -178,6 +178,10 @@ class Client:
     def uncordon(self, target: str, by: str = "operator") -> tuple[Cordon, ...]:
         """See :class:`~hal.api.surface.Broker`."""
         return self._run(calls.uncordon(target))
+
+    def cordons(self) -> tuple[Cordon, ...]:
+        """See :class:`~hal.api.surface.Broker`."""
+        return self._run(calls.cordons())
 
     def drain(
         self, target: str, why: str = "", by: str = "operator", grace_seconds: float | None = None

@@ -17,7 +17,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     ``all`` are ``free``, ``held``, ``shared`` (others may join), ``fenced``, ``kept`` for a waiting claim,
     ``cordoned``, ``unfit`` (a condition keeps them back), or ``tied``: well, but something that shares their fate is
-    held.
+    held. ``now`` is what time it is by the broker's clock, in seconds since the Unix epoch (0: it did not say).
     """
 
     revision: int
@@ -28,10 +28,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     fenced: tuple[Fenced, ...] = ()
     waiting: int = 0
     cordons: int = 0
+    now: float = 0.0
 
 
-def status_of(state: State) -> Status:
-    """Count what there is."""
+def status_of(state: State, now: float = 0.0) -> Status:
+    """Count what there is; ``now`` is the time by the broker's clock."""
     state.settle()
     fenced = {entry.device.id for entry in state.fenced.values()}
     counts: dict[str, dict[str, int]] = {}
@@ -63,6 +64,7 @@ def status_of(state: State) -> Status:
         fenced=tuple(state.fenced.values()),
         waiting=len(state.waiting),
         cordons=len(state.cordons),
+        now=now,
     )
 
 

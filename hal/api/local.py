@@ -231,7 +231,7 @@ class LocalBroker(Operating):
         """Return the broker at a glance."""
         self.agent.expire()
         with self.ledger.lock:
-            return status_of(self.state)
+            return status_of(self.state, self.ledger.clock.now())
 
     def events(self, since: int = 0, tenant: str | None = None) -> Iterator[Event]:
         """Yield what happened after a revision, in order; the last event's revision is where to go on.

@@ -18,6 +18,7 @@ from hal.broker.snapshot import Cordon
 from hal.broker.state import State
 from hal.drivers.contract import Problem
 from hal.errors import UsageError
+from hal.model.device import Device
 from hal.model.inventory import Inventory
 from hal.model.lease import Lease
 from hal.model.tenant import Tenant
@@ -44,6 +45,11 @@ class Operating(ABC):
         """Do what time asks for; see :class:`hal.api.local.LocalBroker`."""
 
     # --- devices
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices as they were last seen."""
+        with self.ledger.lock:
+            return tuple(self.state.devices.values())
 
     def refresh(self) -> None:
         """Look at all devices again, and try to free those that did not let go."""
@@ -114,7 +120,7 @@ class Operating(ABC):
         return tuple(self.state.leases.get(lease.id, lease) for lease in answer.leases)
 
     def cordons(self) -> tuple[Cordon, ...]:
-        """Return who is kept from new leases."""
+        """Return what is kept from new leases, by whom and why."""
         with self.ledger.lock:
             return tuple(self.state.cordons.values())
 

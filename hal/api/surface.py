@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hal.broker.command import Answer
     from hal.broker.snapshot import Cordon
     from hal.interfaces.deadline import Deadline
+    from hal.model.device import Device
     from hal.model.event import Event
 
 
@@ -103,6 +104,10 @@ class Broker(Protocol):
         """Return the broker at a glance."""
         ...
 
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices as they were last seen; who holds them is not said."""
+        ...
+
     def events(self, since: int = 0, tenant: str | None = None) -> Iterator[Event]:
         """Yield what happened after a revision, in order, up to now."""
         ...
@@ -117,6 +122,10 @@ class Broker(Protocol):
 
     def uncordon(self, target: str, by: str = "operator") -> tuple[Cordon, ...]:
         """Take a cordon back."""
+        ...
+
+    def cordons(self) -> tuple[Cordon, ...]:
+        """Return what is kept from new leases, by whom and why."""
         ...
 
     def drain(

@@ -49,7 +49,7 @@ class FakeBroker:
         self.lock = threading.Condition(threading.RLock())
         self.leases, self.claims, self.ended, self.waiting, self.said = {}, {}, {}, [], {}
         self.history: list[tuple[str, Event]] = []
-        self.cordons: dict[str, Cordon] = {}
+        self.cordoned: dict[str, Cordon] = {}
         self.oldest = 0
         self.fence = 0
         self.submits: list[int] = []
@@ -64,7 +64,7 @@ class FakeBroker:
 
     def _free(self):
         held = {d.id for lease in self.leases.values() for d in lease.devices}
-        return [d for d in self.all if d.id not in held and d.id not in self.cordons]
+        return [d for d in self.all if d.id not in held and d.id not in self.cordoned]
 
     def _grant(self, claim, want):
         free = self._free()
@@ -268,13 +268,20 @@ class FakeBroker:
         with self.lock:
             if target not in {d.id for d in self.all}:
                 raise DeviceNotFound("no such device", device=target, during="cordon")
-            self.cordons[target] = Cordon(target=target, why=why, by=by, at=time.time())
-            return tuple(self.cordons.values())
+            self.cordoned[target] = Cordon(target=target, why=why, by=by, at=time.time())
+            return tuple(self.cordoned.values())
 
     def uncordon(self, target, by="operator"):
         with self.lock:
-            self.cordons.pop(target, None)
-            return tuple(self.cordons.values())
+            self.cordoned.pop(target, None)
+            return tuple(self.cordoned.values())
+
+    def cordons(self):
+        with self.lock:
+            return tuple(self.cordoned.values())
+
+    def devices(self):
+        return tuple(self.all)
 
     def drain(self, target, why="", by="operator", grace_seconds=None):
         with self.lock:

@@ -203,3 +203,21 @@ def test_asyncio_raises_the_same(tmp_path):
 
     with served(FakeBroker(tmp_path), tmp_path / "s"):
         asyncio.run(main())
+
+
+def test_devices_and_cordons_are_the_same_through_every_door(tmp_path, hal_broker):
+    device = hal_broker.devices()[0]
+    assert hal_broker.cordons() == ()
+    assert [one.target for one in hal_broker.cordon(device.id, "noisy")] == [device.id]
+    assert [(one.target, one.why) for one in hal_broker.cordons()] == [(device.id, "noisy")]
+    assert {one.id for one in hal_broker.devices()} == set(hal_broker.state.devices)
+    assert 0 < hal_broker.status().now == pytest.approx(hal_broker.ledger.clock.now(), abs=60)
+    broker = FakeBroker(tmp_path)
+    with served(broker, tmp_path / "s"), Client(tmp_path / "s") as client:
+        told = client.cordon("gpu-1", "noisy")
+
+        async def ask():
+            async with aio.Client(tmp_path / "s") as other:
+                return await other.cordons(), await other.devices()
+
+        assert (client.cordons(), client.devices()) == (told, broker.devices()) == asyncio.run(ask())

@@ -162,6 +162,15 @@ def table(verbs: Verbs, healthz: Handler, readyz: Handler, document: Handler, me
         ),
         Route(
             "GET",
+            "/v1/cordons",
+            "cordons",
+            "List what is kept from new leases, by whom and why.",
+            verbs.cordons,
+            {200: w.Cordons},
+            (400, 409, 503),
+        ),
+        Route(
+            "GET",
             "/v1/events",
             "events",
             "One page of what happened after a revision.",

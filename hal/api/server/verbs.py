@@ -264,6 +264,10 @@ class Verbs:
         """All devices, and nothing about who holds them."""
         return w.Devices(devices=tuple(await self.call(self._devices)))
 
+    async def cordons(self, ask: Ask) -> msgspec.Struct:
+        """What is kept from new leases; a refusal says as much."""
+        return w.Cordons(cordons=await self.call(self.broker.cordons))
+
     async def events(self, ask: Ask) -> msgspec.Struct:
         """One page of what happened."""
         since, limit = ask.get("since") or 0, ask.get("limit") or PAGE
