@@ -7,6 +7,7 @@ from typing import Any
 
 from hal.broker import record as r
 from hal.model.event import Event, EventType
+from hal.model.words import counted
 
 Line = tuple[EventType, str, str]
 
@@ -67,7 +68,7 @@ _LINES: dict[type, Callable[[Any], Line]] = {
     r.LeaseRenewed: lambda x: (EventType.RENEWED, x.lease, f"until {x.expires_at:.3f}"),
     r.LeaseNoticed: _noticed,
     r.LeaseGrown: lambda x: (EventType.GROWN, x.lease, ", ".join(device.name for device in x.devices)),
-    r.LeaseResized: lambda x: (EventType.RESIZED, x.lease, f"{x.wanted} replicas wanted"),
+    r.LeaseResized: lambda x: (EventType.RESIZED, x.lease, f"{counted(x.wanted, 'replica')} wanted"),
     r.LeaseShrunk: lambda x: (EventType.SHRUNK, x.lease, _over(x)),
     r.LeaseSuspected: lambda x: (EventType.SUSPECTED, x.lease, "expired"),
     r.LeaseReleasing: lambda x: (EventType.RELEASING, x.lease, x.why),

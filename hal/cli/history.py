@@ -12,6 +12,7 @@ import msgspec
 from hal.cli.asking import open_any, print_json
 from hal.errors import UsageError
 from hal.interfaces.deadline import Deadline
+from hal.model.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def do_audit(options: argparse.Namespace) -> int:
                 print_json(report)
             elif report.ok:
                 head = f"{report.head.sequence}:{report.head.hash}"
-                print(f"{report.lines} lines, none changed, dropped or put in; remember {head}")
+                print(f"{counted(report.lines, 'line')}, none changed, dropped or put in; remember {head}")
             else:
                 print(f"the trail is broken at line {report.broken}: {report.why}")
             return 0 if report.ok else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from hal.broker.allocation.explain import DeviceReason
 from hal.cli.asking import now_of, open_any, print_json, when
 from hal.cli.claims import claim_of
+from hal.model.words import counted
 
 MOST_NAMES = 8
 
@@ -19,7 +20,7 @@ def do_status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
-    print(f"{found.leases} lease{'s' * (found.leases != 1)}, journal at revision {found.revision}")
+    print(f"{counted(found.leases, 'lease')}, journal at revision {found.revision}")
     for kind, row in sorted(found.devices.items()):
         counts = [f"{name} {row[name]}" for name in ("free", "held")]
         counts += [f"{word} {row[name]}" for name, word in _RARE.items() if row.get(name)]

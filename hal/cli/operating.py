@@ -12,6 +12,7 @@ from hal.cli.asking import now_of, open_any, print_json
 from hal.cli.leases import print_lease
 from hal.errors import UsageError
 from hal.model.tenant import Tenant
+from hal.model.words import counted
 
 if TYPE_CHECKING:
     from hal.api.surface import TenantReport
@@ -90,7 +91,7 @@ def _print_tenant(report: TenantReport) -> None:
     for name, amounts in (("uses", report.uses), ("guarantee", said.guarantee), ("quota", said.quota)):
         if amounts:
             parts.append(f"{name} " + " ".join(f"{kind}={amount}" for kind, amount in sorted(amounts.items())))
-    parts.append(f"{report.leases} lease{'s' * (report.leases != 1)}")
+    parts.append(counted(report.leases, "lease"))
     if report.waiting:
         parts.append(f"{report.waiting} waiting")
     parts.append(f"share {report.dominant_share:.3f} of {report.fair_share:.3f}")

@@ -11,6 +11,7 @@ from hal.cli.render.table import device_table
 from hal.cli.render.text import Style, clean, cut, terminal_columns
 from hal.model.device import Device
 from hal.model.health import Health
+from hal.model.words import counted
 
 
 def list_lines(seen: Look, options: Options) -> list[str]:
@@ -47,4 +48,4 @@ def _count(devices: tuple[Device, ...]) -> str:
     health = Counter(device.health for device in devices)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     ill = ", ".join(f"{count} {one.value}" for one, count in health.items() if one is not Health.HEALTHY)
-    return f"{len(devices)} devices ({listed}): {ill or 'all healthy'}"
+    return f"{counted(len(devices), 'device')} ({listed}): {ill or 'all healthy'}"

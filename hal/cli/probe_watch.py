@@ -21,6 +21,7 @@ from hal.cli.render.text import Style, clean
 from hal.interfaces.deadline import Deadline
 from hal.model.event import EventType
 from hal.model.inventory import Change
+from hal.model.words import counted
 
 _COLOURS = {"added": "32", "removed": "31", "condition": "35", "changed": "33", "problem": "31"}
 _INTERVAL_SECONDS = 1.0
@@ -104,7 +105,7 @@ def _event(kind_of_event: str, detail: str) -> WatchEvent:
 
 
 def _first(seen: Look, bell: Bell) -> WatchEvent:
-    return _event("watching", f"{len(seen.devices)} devices; {bell.describe()}")
+    return _event("watching", f"{counted(len(seen.devices), 'device')}; {bell.describe()}")
 
 
 def _say(event: WatchEvent, options: Options, style: Style) -> None:

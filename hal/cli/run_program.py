@@ -19,6 +19,7 @@ from hal.api.held import HeldLease
 from hal.cli.run_lines import Line
 from hal.errors import HalError, LeaseEnded, LeaseNotFound
 from hal.model.lease import Lease, LeaseState
+from hal.model.words import are
 
 _LOG = logging.getLogger(__name__)
 FORWARDED = tuple(
@@ -177,7 +178,9 @@ class Program:
             self._kill_at = self._told_at + grace
         elif lease.leaving and self._told != str(lease.leaving):
             self._told = str(lease.leaving)
-            self.say(f"{len(lease.leaving)} of {lease.replicas} replicas are to leave: {lease.notice}")
+            self.say(
+                f"{len(lease.leaving)} of {lease.replicas} replicas {are(len(lease.leaving))} to leave: {lease.notice}"
+            )
 
     def signal(self, number: int) -> None:
         """Send a signal to the whole process group."""

@@ -30,6 +30,7 @@ from hal.model.ternary import (
     disjunction_of,
     negation_of,
 )
+from hal.model.words import counted
 
 LONGEST = 4096
 DEEPEST = 50
@@ -238,7 +239,7 @@ class _Compiler:
             self.refuse(node, f"there is no function {name!r}", _nearest(name, FUNCTIONS))
         wanted = 1 if function == "has" else 2
         if len(arguments) != wanted:
-            self.refuse(node, f"{function} takes {wanted} argument{'s' * (wanted > 1)}, not {len(arguments)}")
+            self.refuse(node, f"{function} takes {counted(wanted, 'argument')}, not {len(arguments)}")
         if function == "has":
             if not isinstance(arguments[0], ast.Name | ast.Attribute):
                 self.refuse(arguments[0], "has() takes the name of an attribute")

@@ -15,6 +15,7 @@ from hal.api.server.routes import Ask
 from hal.api.server.verbs import PAGE, Verbs
 from hal.api.wire import Events, Limited, problem_of
 from hal.errors import HalError
+from hal.model.words import counted
 
 KEEP_ALIVE_SECONDS = 15.0
 _SEND_SECONDS = 30.0
@@ -38,7 +39,9 @@ class Streams:
         tenant = ask.caller.tenant
         if self._open[tenant] >= self._verbs.limits.streams_per_tenant:
             many = self._verbs.limits.streams_per_tenant
-            raise Limited(f"{tenant} has {many} event streams open", during="watch", hint="close one of them")
+            raise Limited(
+                f"{tenant} has {counted(many, 'event stream')} open", during="watch", hint="close one of them"
+            )
         cursor = ask.get("last-event-id")
         cursor = (ask.get("since") or 0) if cursor is None else cursor
         self._open[tenant] += 1

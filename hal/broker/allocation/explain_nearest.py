@@ -12,6 +12,7 @@ from hal.broker.allocation.explain_sight import sight_of
 from hal.broker.allocation.explain_trial import reach
 from hal.broker.allocation.explain_words import gang_words, rule_words
 from hal.model.claim import Claim, Request, request_names
+from hal.model.words import counted
 
 if TYPE_CHECKING:
     from hal.broker.state import State
@@ -199,5 +200,5 @@ def typed(claim: Claim, counts: dict[int, int], without: tuple[int, ...] = (), r
     ]
     many = claim.replicas if replicas is None else replicas
     if claim.replicas > 1:
-        words[-1] += f", {many} replica{'s' * (many > 1)}"
+        words[-1] += f", {counted(many, 'replica')}"
     return " ".join(words)

@@ -10,6 +10,7 @@ from hal.broker.allocation.places import Node, has_profile
 from hal.model.claim import FRACTION, Request, Share
 from hal.model.device import Device
 from hal.model.lease import AllocatedDevice
+from hal.model.words import are, measured, sized
 
 if TYPE_CHECKING:
     from hal.broker.state import State
@@ -68,7 +69,8 @@ def why_unmatched(request: Request, device: Device) -> str | None:
     for name, amount in sorted(request.capacity.items()):
         has = capacity_of(device, name)
         if has < amount:
-            return f"it has {has} {name}, {amount} are asked" if has else f"it has no {name}"
+            asked = f"{sized(amount, name)} {are(amount)} asked"
+            return f"it has {measured(has, name)}, {asked}" if has else f"it has no {name}"
     if request.profile and not has_profile(device, request.profile):
         if device.value("mig_mode") != "enabled":
             return f"no {request.profile} can be made of it: it is not in a mode to be divided"
@@ -161,8 +163,9 @@ def _used_up(device: Device, asked: Mapping[str, int], used: Mapping[str, int]) 
     for name, amount in sorted(asked.items()):
         left = capacity_of(device, name) - used.get(name, 0)
         if left < amount:
-            word = "thousandths" if name == FRACTION else name
-            return f"{used.get(name, 0)} of its {capacity_of(device, name)} {word} are used, {amount} are asked"
+            gone, has = used.get(name, 0), capacity_of(device, name)
+            whole = f"{has} thousandths" if name == FRACTION else measured(has, name)
+            return f"{sized(gone, name)} of its {whole} {are(gone)} used, {sized(amount, name)} {are(amount)} asked"
     return None
 
 

@@ -13,6 +13,7 @@ from hal.broker.allocation.explain_sight import Sight, sight_of
 from hal.broker.allocation.problem import Conflict
 from hal.broker.allocation.view import View, view_of
 from hal.model.claim import Claim, Constraint, Gather, Locality, Request, request_names
+from hal.model.words import are, counted, measured
 
 if TYPE_CHECKING:
     from hal.broker.state import State
@@ -34,7 +35,7 @@ def refusal_words(state: State, claim: Claim, refusal: Refusal) -> str:
     """Return why a claim was refused. It names requests and numbers, nobody's leases."""
     told = _told(state, claim, refusal.cause, refusal.requests or claim.requests)
     if refusal.tried > 1:
-        told += f"; {refusal.tried - 1} other way{'s' * (refusal.tried > 2)} to meet it will not do either"
+        told += f"; {counted(refusal.tried - 1, 'other way')} to meet it will not do either"
     return told
 
 
@@ -61,8 +62,8 @@ def _short(state: State, requests: Sequence[Request], who: Sequence[str], cause:
         return f"there is no machine with every device that fits {who[0]} free"
     if cause.available >= cause.needed:
         return f"{joined(who)} cannot be met together"
-    devices = "device is" if cause.available == 1 else "devices are"
-    text = f"{joined(who)} need{'' if several else 's'} {cause.needed}, but {cause.available} {devices} free for "
+    devices = f"{counted(cause.available, 'device')} {are(cause.available)}"
+    text = f"{joined(who)} need{'' if several else 's'} {cause.needed}, but {devices} free for "
     text += "them together" if several else "it"
     kinds = {request.kind for request in requests}
     if len(state.devices) <= MOST_COUNTED:
@@ -116,17 +117,18 @@ def _rough(who: str, sight: Sight) -> str:
 def _one_rule(claim: Claim, rule: Constraint, who: Sequence[str], cause: Conflict) -> str:
     need = "needs" if len(who) == 1 else "need"
     numbers = cause.available < cause.needed
+    needed = f": {cause.needed} are needed, and there {are(cause.available)} {cause.available}"
     if rule.pairwise:
         text = f"{joined(who)} cannot be paired, each pair on one {place_word(rule.same)}"
-        return f"{text}: {cause.needed} are needed, and there are {cause.available}" if numbers else text
+        return text + needed if numbers else text
     if rule.distinct:
         text = f"{joined(who)} cannot all lie on different {place_word(rule.distinct)}s"
-        return f"{text}: {cause.needed} are needed, and there are {cause.available}" if numbers else text
+        return text + needed if numbers else text
     if numbers and not cause.available and cause.needed:
         return f"no {place_word(rule.same)} is known for any free device that fits {joined(who)}"
     text = f"no single {place_word(rule.same)} has what {joined(who)} {need}"
     if numbers:
-        return f"{text}: {cause.needed} devices together, the fullest offers {cause.available}"
+        return f"{text}: {counted(cause.needed, 'device')} together, the fullest offers {cause.available}"
     return f"{text}: not so many of each, or they share their fate"
 
 
@@ -145,8 +147,10 @@ def _no_node(state: State, claim: Claim, cause: NoNode, names: Sequence[str]) ->
     if best == 0:
         return f"no {place} is known for any free device that fits {joined(names)}, so same {place} cannot be shown"
     if best >= wanted:
-        return f"{text}: the fullest offers {best} devices, but not so many of each, or they share their fate"
-    return f"{text}: {wanted} devices together, the fullest offers {best}"
+        return (
+            f"{text}: the fullest offers {counted(best, 'device')}, but not so many of each, or they share their fate"
+        )
+    return f"{text}: {counted(wanted, 'device')} together, the fullest offers {best}"
 
 
 def _fullest(state: State, view: View, level: str) -> int | None:
@@ -166,14 +170,14 @@ def _fullest(state: State, view: View, level: str) -> int | None:
 
 
 def _gang(cause: GangShort) -> str:
-    over = place_word(cause.over.value)
+    over, wanted = place_word(cause.over.value), counted(cause.needed, "replica")
     if cause.everywhere >= cause.needed:
         how = {
             Gather.ONE: f"in one {over}",
             Gather.SPREAD: f"apart, each in its own {over} or as many as are allowed in one",
         }.get(cause.how, f"over {over}s")
-        return f"{cause.needed} replicas cannot lie {how}: {cause.fits} fit, {cause.everywhere} however they lie"
-    return f"{cause.needed} replicas are asked for, and there is room for {cause.fits}"
+        return f"{wanted} cannot lie {how}: {cause.fits} fit, {cause.everywhere} however they lie"
+    return f"{wanted} {are(cause.needed)} asked for, and there is room for {cause.fits}"
 
 
 def core_words(claim: Claim, core: Core) -> str:
@@ -184,7 +188,7 @@ def core_words(claim: Claim, core: Core) -> str:
     if core.gang and claim.gang is not None:
         parts.append(gang_words(claim))
     elif core.replicas:
-        parts.append(f"{claim.replicas} replicas, each on one node")
+        parts.append(f"{counted(claim.replicas, 'replica')}, each on one node")
     return joined(parts)
 
 
@@ -195,7 +199,7 @@ def gang_words(claim: Claim) -> str:
     over = place_word(gang.over.value)
     how = {Gather.ONE: f"in one {over}", Gather.SPREAD: f"spread over {over}s"}.get(gang.how, f"over few {over}s")
     most = f", at most {gang.most} in each" if gang.most is not None else ""
-    return f"{claim.replicas} replicas {how}{most}"
+    return f"{counted(claim.replicas, 'replica')} {how}{most}"
 
 
 def rule_words(rule: Constraint) -> str:
@@ -223,7 +227,7 @@ def amount(request: Request) -> str:
     count = "every device of a node" if request.count == "all" else str(request.count)
     if request.profile:
         return f"{count} x {request.profile}"
-    sizes = ", ".join(f"{size} {name}" for name, size in sorted(request.capacity.items()))
+    sizes = ", ".join(measured(size, name) for name, size in sorted(request.capacity.items()))
     return f"{count}, {request.share.value}, {sizes}" if sizes else count
 
 

@@ -22,6 +22,7 @@ from hal.model.claim import Claim, Preempt
 from hal.model.claim_check import check_claim, check_holder
 from hal.model.lease import AllocatedDevice, Lease, LeaseState
 from hal.model.tenant import ancestry
+from hal.model.words import are, counted
 
 STEPS = 20_000
 """What is said of a search that was given up."""
@@ -100,7 +101,8 @@ def _beyond_quota(state: State, asked: Claim) -> str | None:
         for resource, amount in demand_of(asked).items():
             quota = tenant.quota.get(resource) if tenant is not None else None
             if quota is not None and amount > quota * WHOLE:
-                return f"the quota of {path or 'everybody'} is {quota} {resource}, {amount / WHOLE:g} are asked"
+                wanted = amount / WHOLE
+                return f"the quota of {path or 'everybody'} is {quota} {resource}, {wanted:g} {are(wanted)} asked"
     return None
 
 
@@ -171,14 +173,15 @@ def over_quota(state: State, tenant: str, devices: tuple[AllocatedDevice, ...]) 
 
 def limit_text(limit: LimitReached) -> str:
     """Return which limit on the number of claims is reached."""
-    return f"{limit.path or 'everybody'} has {limit.limit} {limit.what} already, which is its limit"
+    has = counted(limit.limit, limit.what.removesuffix("s"))
+    return f"{limit.path or 'everybody'} has {has} already, which is its limit"
 
 
 def quota_text(excess: QuotaExceeded) -> str:
     """Return what a quota says, in words and in whole devices."""
     used, asked, quota = (amount / WHOLE for amount in (excess.used, excess.asked, excess.quota))
     whose = excess.path or "the whole"
-    return f"{whose} uses {used:g} of its quota of {quota:g} {excess.resource}, and {asked:g} more are asked"
+    return f"{whose} uses {used:g} of its quota of {quota:g} {excess.resource}, and {asked:g} more {are(asked)} asked"
 
 
 def _again(state: State, before: Claim, asked: Claim) -> c.Answer:
@@ -221,7 +224,7 @@ def resize(state: State, command: c.Resize, now: float) -> Decision:
     if not fewest <= command.replicas <= most or lease.elastic is None:
         bounds = f"{fewest} to {most}" if lease.elastic is not None else f"{most}, it is not elastic"
         raise ClaimError(
-            f"{command.replicas} replicas, it may have {bounds}",
+            f"{counted(command.replicas, 'replica')}, it may have {bounds}",
             device=lease.id,
             during="resize",
             hint="claim with replicas and max_replicas",

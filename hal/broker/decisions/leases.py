@@ -12,6 +12,7 @@ from hal.broker.state import State, has_expired
 from hal.errors import ClaimError, LeaseNotFound, StaleFence
 from hal.model.claim_check import check_ttl
 from hal.model.lease import Lease, LeaseState
+from hal.model.words import counted
 
 
 def find(state: State, lease_id: str, tenant: str | None, during: str) -> Lease:
@@ -163,7 +164,7 @@ def expire(state: State, command: c.Expire, now: float) -> Decision:
             entry = state.waiting[claim_id]
             wait = entry.claim.wait_seconds
             if wait is not None and entry.since + wait <= now:
-                records.append(r.ClaimLeft(at=now, claim=claim_id, why=f"it has waited {wait:g} seconds"))
+                records.append(r.ClaimLeft(at=now, claim=claim_id, why=f"it has waited {counted(wait, 'second')}"))
             continue
         concerned.append(lease)
         if lease.ends_at is not None and lease.ends_at <= now:

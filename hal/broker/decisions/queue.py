@@ -25,6 +25,7 @@ from hal.broker.decisions.room import Plan, is_open, is_usable, plan_room, room
 from hal.broker.snapshot import Entry
 from hal.broker.state import State
 from hal.model.lease import LeaseState
+from hal.model.words import counted
 
 PATIENCE_SECONDS = 60.0
 """How long the first in the queue is passed over before devices are kept for it."""
@@ -144,7 +145,7 @@ def _keep(state: State, entry: Entry, now: float) -> Decision | None:
     devices = billed(given(place, 0), state.devices)
     if over_quota(state, claim.tenant, devices) is not None:
         return None
-    why = f"it has waited {now - entry.since:.0f} seconds; these are kept for it as they come free"
+    why = f"it has waited {counted(round(now - entry.since), 'second')}; these are kept for it as they come free"
     return [r.ClaimKept(at=now, claim=claim.id, devices=devices, starts_at=starts_at, why=why)], c.Done()
 
 

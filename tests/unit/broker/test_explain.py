@@ -141,6 +141,9 @@ def test_capacity_and_selectors_say_what_is_lacking():
     told = reasons(state, claim("c", requests=(asked,)))
     assert told["g0"] == "it has 40 memory_bytes, 50 are asked"
     assert told["g1"] == "it has no memory_bytes"
+    large = Request(kind=Kind.GPU, capacity={"memory_bytes": 80 << 30})
+    assert reasons(state, claim("c", requests=(large,)))["g0"] == "it has 40 memory_bytes, 80 GiB are asked"
+    assert "(1, exclusive, 80 GiB of memory_bytes)" in explain(state, claim("c", requests=(large,))).conflict.text
     cel = Request(kind=Kind.GPU, count=3, cel=('device.driver == "other"',))
     assert reasons(state, claim("c", requests=(cel,)))["g2"] == 'device.driver == "other" is false'
     assert "the device has no size" in reasons(state, claim("c", "gpu", 3, where="size > 2"))["g0"]
