@@ -310,7 +310,7 @@ class Look:
         for position, family in enumerate(situation.hardware.layout.fate):
             if taken >> position & 1:
                 gone |= family
-        partial = tuple(entry for entry in situation.partial if not taken >> entry[0] & 1)
+        partial = tuple(entry for entry in situation.partial if not gone >> entry[0] & 1)
         return Situation(0, situation.hardware, situation.free & ~gone, partial)
 
     def _together(

@@ -119,7 +119,7 @@ class Node(Handout):
         self.made = parts_seen(self.devices, self.place)
         self._whole = 0
         self._uses, self._users, self._parts = {}, {}, {}
-        self._cordoned = self.related(self._touched_by(frozenset(cordoned), devices))
+        self._cordoned = self._touched_by(frozenset(cordoned), devices)
         self._kept = self.mask_of(reserved)
         self._barred = self._cordoned | self.related(self._kept)
         self._fits, self._masks = {}, {}
@@ -128,8 +128,8 @@ class Node(Handout):
         self.take(held)
 
     def _touched_by(self, ids: frozenset[str], devices: Mapping[str, Device]) -> int:
-        """Return the positions of the devices of these ids, and of what is above or below one that is not given."""
-        mask = self.mask_of(ids)
+        """Return the positions of the devices of these ids, and of what is above or below them, given or not."""
+        mask = self.related(self.mask_of(ids))
         for device_id in ids:
             if device_id not in self.place and device_id in devices:
                 above = ancestors(devices[device_id], devices)

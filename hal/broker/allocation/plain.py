@@ -13,7 +13,8 @@ from hal.broker.allocation.states import Aspect, Hardware, Situation
 from hal.model.claim import FRACTION, Constraint, Locality, Request, Share
 from hal.model.kind import Kind
 
-_ON_ONE_NODE = (Locality.NODE, Locality.NUMA, Locality.PCI_SWITCH)
+ON_ONE_NODE = (Locality.NODE, Locality.NUMA, Locality.PCI_SWITCH)
+"""Levels whose places never reach beyond a node."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Plain:
                 found.add(("placements", ""))
         for _, rule in self.rules:
             what = rule.same or rule.distinct
-            if what not in (*_ON_ONE_NODE, Locality.RACK):
+            if what not in (*ON_ONE_NODE, Locality.RACK):
                 found.add(("groups", what))
         return frozenset(found)
 
@@ -63,7 +64,7 @@ class Plain:
         """Return the number of a constraint that by itself puts all devices on one node, or None."""
         everything = len(self.requests)
         for (number, rule), concerned in zip(self.rules, self.concerned, strict=True):
-            if rule.same in _ON_ONE_NODE and not rule.pairwise and len(concerned) == everything:
+            if rule.same in ON_ONE_NODE and not rule.pairwise and len(concerned) == everything:
                 return number
         return None
 

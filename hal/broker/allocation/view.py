@@ -19,8 +19,9 @@ from hal.broker.allocation.problem import Conflict, OutOfBudget
 from hal.broker.allocation.scope import EVERYTHING, Scope
 from hal.broker.allocation.scoring import PACK, Policy
 from hal.broker.allocation.states import TABLES, table_of
+from hal.broker.allocation.tally import tally_of
 from hal.broker.allocation.variants import readings
-from hal.broker.allocation.wide import Universe, solve_wide
+from hal.broker.allocation.wide import Universe, solve_counted, solve_wide
 from hal.model.claim import Claim, Constraint, Request, request_names
 from hal.model.lease import AllocatedDevice
 
@@ -214,14 +215,12 @@ def _one(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
 def _wide(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
     """No single node will do: count, then look at several, unless one node is what was asked for."""
     plain = look.plain
-    totals = [0] * len(plain.requests)
-    unknown = False
-    nodes = 0
-    for situation, count in populations(look, scope.changed(look), scope.only):
-        nodes += count
-        unknown = unknown or look.is_unknown(situation)
-        for i, mask in enumerate(look.facts(situation).available(situation)):
-            totals[i] += count * mask.bit_count()
+    tally = None
+    if scope is EVERYTHING:
+        tally = tally_of(state, look)
+        totals, nodes, unknown = tally.devices, tally.nodes, look.any_unknown()
+    else:
+        totals, nodes, unknown = _totals(look, scope)
     for i, (request, total) in enumerate(zip(plain.requests, totals, strict=True)):
         wanted = 1 if request.count == "all" else request.count
         if total < wanted:
@@ -231,7 +230,11 @@ def _wide(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
         if unknown:
             raise OutOfBudget
         return NoNode(rule, nodes)
-    answer = solve_wide(state, look, scope.members(state, look))
+    answer: tuple[Choice, ...] | Cause | None = None
+    if tally is not None and tally.counts:
+        answer = solve_counted(state, look, tally)
+    if answer is None:
+        answer = solve_wide(state, look, scope.members(state, look))
     if isinstance(answer, Conflict) and answer.rules:
         return Conflict(
             answer.requests,
@@ -241,3 +244,16 @@ def _wide(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
             answer.fate,
         )
     return answer
+
+
+def _totals(look: Look, scope: Scope) -> tuple[list[int], int, bool]:
+    """Return the devices for each request, the nodes, and whether the search was given up on one of them."""
+    totals = [0] * len(look.plain.requests)
+    unknown = False
+    nodes = 0
+    for situation, count in populations(look, scope.changed(look), scope.only):
+        nodes += count
+        unknown = unknown or look.is_unknown(situation)
+        for i, mask in enumerate(look.facts(situation).available(situation)):
+            totals[i] += count * mask.bit_count()
+    return totals, nodes, unknown

@@ -15,6 +15,7 @@ from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Ou
 from hal.broker.allocation.scoring import lowest
 from hal.broker.allocation.solver import solve
 from hal.broker.allocation.states import Situation
+from hal.broker.allocation.tally import Tally
 from hal.model.claim import Constraint, Locality
 
 if TYPE_CHECKING:
@@ -169,6 +170,20 @@ class Universe:
             chosen = tuple(tuple(each) for each in positions)
             found.append(Choice(self.state.nodes[index], masks, chosen, 0, partitions, self.look.in_part))
         return tuple(found)
+
+
+def solve_counted(state: State, look: Look, tally: Tally) -> tuple[Choice, ...] | Cause | None:
+    """Choose over all nodes where counting decides; None: the proof has to be looked for."""
+    if not tally.enough():
+        return tally.short()
+    where = look.table.where
+    members = [(index, situation) for index in tally.givers() if (situation := where[index]) is not None]
+    universe = Universe(state, look, members)
+    try:
+        answer = universe.solve(Budget(STEPS), minimal=False)
+    except OutOfBudget:
+        return None
+    return universe.choices(answer) if isinstance(answer, Assignment) else None
 
 
 def solve_wide(state: State, look: Look, members: Sequence[tuple[int, Situation]]) -> tuple[Choice, ...] | Cause:

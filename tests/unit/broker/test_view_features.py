@@ -252,3 +252,19 @@ def test_devices_are_taken_with_fences_and_replicas_as_they_were_asked_for():
     assert [d.fence for d in given(found, 7)] == [7, 7]
     assert [d.replica for d in given(found, 0, first=3)] == [3, 3]
     assert given(found) is given(allocate(floor, claim("x", count=2)))
+
+
+def test_a_cordoned_device_that_is_not_given_away_itself_bars_its_parent_and_not_its_siblings():
+    port = device("n0/port", Kind.RNIC, parent="n0/card", allocatable=False)
+    floor = Floor([device("n0/card", Kind.DPU), port, device("n0/other", parent="n0/card")])
+    floor.cordon("n0/port")
+    assert isinstance(allocate(floor, Claim(id="c", requests=(Request(kind=Kind.DPU),))), Refusal)
+    assert ids(allocate(floor, one())) == ["n0/other"]
+
+
+def test_replicas_get_no_parts_of_devices_that_are_related():
+    below = device("n0/b", parent="n0/a", mig_mode="enabled", partition_placements=TABLE)
+    made = device("n0/c", parent="n0/b", mig_profile="1g.10gb", mig_start=6)
+    floor = Floor([mig("n0/a"), below, made])
+    wanted = Claim(id="c", requests=(Request(kind=Kind.GPU, profile="1g.10gb"),), replicas=2)
+    assert isinstance(allocate(floor, wanted), Refusal)
