@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -79,18 +79,12 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-class Row(NamedTuple):
-    """A line as the table holds it, in the order of its columns."""
+Row = tuple[int, float, int, str, str, str, str, str, bytearray]
+"""A line as the table holds it, in the order of its columns: sequence, at, revision, the five strings, hash.
 
-    sequence: int
-    at: float
-    revision: int
-    actor: str
-    tenant: str
-    verb: str
-    subject: str
-    detail: str
-    hash: bytes
+Bound to a statement, a plain tuple and a bytearray cost sqlite3 half of what a subclass of tuple and bytes do: those it
+first asks whether they adapt to something else.
+"""
 
 
 def seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> list[Row]:
@@ -105,6 +99,12 @@ def seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> l
         raise TypeError(f"an entry of the audit trail that is none: {error}") from error
 
 
+def tail_of(rows: Sequence[Row]) -> tuple[int, bytes]:
+    """Return the sequence and the hash of the last of some lines, one at least, for what continues them."""
+    last = rows[-1]
+    return last[0], bytes(last[-1])
+
+
 def _seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> list[Row]:
     sequence, digest = tail
     rows: list[Row] = []
@@ -113,24 +113,32 @@ def _seal(entries: Iterable[AuditEntry], tail: tuple[int, bytes], head: int) -> 
         at, revision = entry.at + 0.0, entry.revision or head  # SQLite keeps no negative zero
         if not math.isfinite(at):
             raise ValueError(f"an entry of the audit trail at no time: {at}")
-        # A name from the file system may hold what UTF-8 cannot; it must not keep anybody from being written down.
-        actor = entry.actor.encode("utf-8", "backslashreplace")
-        tenant = entry.tenant.encode("utf-8", "backslashreplace")
-        verb = entry.verb.encode("utf-8", "backslashreplace")
-        subject = entry.subject.encode("utf-8", "backslashreplace")
-        detail = entry.detail.encode("utf-8", "backslashreplace")
-        lengths = len(actor), len(tenant), len(verb), len(subject), len(detail)
-        header = _HEADER.pack(sequence, at, revision, *lengths)
-        digest = hashlib.sha256(b"".join((digest, header, actor, tenant, verb, subject, detail))).digest()
-        texts = actor.decode(), tenant.decode(), verb.decode(), subject.decode(), detail.decode()
-        rows.append(Row(sequence, at, revision, *texts, digest))
+        actor, tenant, verb, subject, detail = texts = (
+            entry.actor,
+            entry.tenant,
+            entry.verb,
+            entry.subject,
+            entry.detail,
+        )
+        said = "".join(texts)
+        if said.isascii():  # nearly always, and then characters are bytes
+            lengths = len(actor), len(tenant), len(verb), len(subject), len(detail)
+            content = said.encode()
+        else:
+            # A name from the file system may hold what UTF-8 cannot; it must not keep anybody from being written down.
+            parts = [text.encode("utf-8", "backslashreplace") for text in texts]
+            actor, tenant, verb, subject, detail = (part.decode() for part in parts)
+            lengths = len(parts[0]), len(parts[1]), len(parts[2]), len(parts[3]), len(parts[4])
+            content = b"".join(parts)
+        digest = hashlib.sha256(digest + _HEADER.pack(sequence, at, revision, *lengths) + content).digest()
+        rows.append((sequence, at, revision, actor, tenant, verb, subject, detail, bytearray(digest)))
     return rows
 
 
 def line_of(row: tuple[object, ...]) -> AuditLine:
     """Return a row of the table as a line; raises ``msgspec.ValidationError`` for what is none."""
     *facts, digest = row
-    if not isinstance(digest, bytes):
+    if not isinstance(digest, bytes | bytearray):
         raise msgspec.ValidationError(f"the hash of line {row[0]} is no bytes")
     named = dict(zip(AuditLine.__struct_fields__, (*facts, digest.hex()), strict=True))
     return msgspec.convert(named, AuditLine)
@@ -166,7 +174,7 @@ class Verifier:
         except (TypeError, ValueError) as error:
             self.why = f"line {line.sequence} cannot have been written: {error}"
             return False
-        if sealed.hash.hex() != line.hash:
+        if sealed[-1].hex() != line.hash:
             self.why = f"line {line.sequence} is not what was written"
             return False
         if self.anchor is not None and line.sequence == self.anchor.sequence:
@@ -174,7 +182,7 @@ class Verifier:
                 self.why = f"line {line.sequence} is not the one that is remembered"
                 return False
             self._met = True
-        self._tail = sealed.sequence, sealed.hash
+        self._tail = sealed[0], bytes(sealed[-1])
         self._lines += 1
         self._revision = max(self._revision, line.revision)
         return True

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hal.broker.journal.audit import GENESIS, Anchor, AuditEntry, AuditLine, AuditReport, Row, Verifier, line_of, seal
+from hal.broker.journal.audit import (
+    GENESIS,
+    Anchor,
+    AuditEntry,
+    AuditLine,
+    AuditReport,
+    Row,
+    Verifier,
+    line_of,
+    seal,
+    tail_of,
+)
 from hal.broker.journal.snapshots import AT_ONCE, compaction_entry, refuse_compaction
 from hal.broker.journal.store import Compacted
 from hal.broker.record import AnyRecord, encode_record
@@ -33,7 +44,7 @@ class MemoryStore:
         return head
 
     def _tail(self) -> tuple[int, bytes]:
-        return (self._trail[-1].sequence, self._trail[-1].hash) if self._trail else (0, GENESIS)
+        return tail_of(self._trail) if self._trail else (0, GENESIS)
 
     def head(self) -> int:
         """See :class:`~hal.broker.journal.store.Store`."""

@@ -8,7 +8,7 @@ itself is locked, too (``locking_mode=EXCLUSIVE``): to read it with other progra
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from hal.broker.journal import schema
-from hal.broker.journal.audit import Anchor, AuditEntry, AuditLine, AuditReport, Row, Verifier, line_of, seal
+from hal.broker.journal.audit import Anchor, AuditEntry, AuditLine, AuditReport, Row, Verifier, line_of, seal, tail_of
 from hal.broker.journal.file import FILE, FULL, JournalFile
 from hal.broker.journal.lock import JournalBusy
 from hal.broker.journal.reserve import BYTES
@@ -60,14 +60,8 @@ class SqliteStore:
                 raise JournalError(f"the journal is at revision {self._file.head}, not {revision}", during="append")
             if not records and not audit:
                 return revision
-            tags = [tag_of(record) for record in records]
-            floor = self._floor(tags)
-            where = str(self._file.path)
-            rows, fresh = [], []
-            for number, (record, tag) in enumerate(zip(records, tags, strict=True), revision + 1):
-                body, read = read_back(record, where)
-                rows.append((number, record.at, tag, body.decode()))
-                fresh.append((number, read))
+            floor = self._floor({tag_of(record) for record in records})
+            rows, fresh = read_back(records, revision, str(self._file.path))
             head = revision + len(rows)
             lines = self._file.guard("append", lambda: seal(audit, self._file.tail, head))
             signature = self._signature()
@@ -89,9 +83,9 @@ class SqliteStore:
             self._file.transact("append", floor, work, then)
             return head
 
-    def _floor(self, tags: Sequence[str]) -> int:
+    def _floor(self, tags: Set[str]) -> int:
         """Return how much of the reserve these records must leave; refuse new ones while it is not whole."""
-        if not tags or ENDING.issuperset(tags):
+        if not tags or tags <= ENDING:
             return _ALL
         if NEW.isdisjoint(tags):
             return _HALF
@@ -111,7 +105,7 @@ class SqliteStore:
 
     def _follow(self, lines: Sequence[Row]) -> None:
         if lines:
-            self._file.tail = lines[-1].sequence, lines[-1].hash
+            self._file.tail = tail_of(lines)
 
     def head(self) -> int:
         """See :class:`~hal.broker.journal.store.Store`; read from the file again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import msgspec
 
@@ -145,29 +145,45 @@ def read_trail(store: Store, since: int = 0) -> Iterator[AuditLine]:
         since = block[-1].sequence
 
 
+_TAGS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(AnyRecord)}
+
+
 def tag_of(record: AnyRecord) -> str:
     """Return what a type of record is called in the journal."""
-    return str(record.__struct_config__.tag)
+    return _TAGS[type(record)]
 
 
-def read_back(record: AnyRecord, where: str | None = None) -> tuple[bytes, AnyRecord]:
-    """Return a record as it is stored, and as it will be read again.
+Stored = tuple[int, float, str, str]
+"""A record as the table holds it: its revision, its time, what its type is called, its JSON."""
+
+
+def read_back(
+    records: Sequence[AnyRecord], after: int, where: str | None = None
+) -> tuple[list[Stored], list[tuple[int, AnyRecord]]]:
+    """Return records that follow a revision as they are stored, and as they will be read again.
 
     Drivers and callers make structs that nobody has checked, and one that cannot be read again would make the whole
     journal unreadable. To read each again is the whole check, and it costs 3 to 4 us for a grant of two devices where
     writing it costs 15; what was read is not thrown away but kept for whoever watches (see ``SqliteStore.replay``).
     Raises :class:`~hal.errors.JournalError` for one that cannot be read again.
     """
-    try:
-        body = encode_record(record)
-        return body, decode_record(body)
-    except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise JournalError(
-            f"a {type(record).__name__} that could not be read again: {error}",
-            device=where,
-            during="append",
-            hint="report it; nothing was written",
-        ) from error
+    rows: list[Stored] = []
+    fresh: list[tuple[int, AnyRecord]] = []
+    revision = after
+    for record in records:
+        revision += 1
+        try:
+            body = encode_record(record)
+            fresh.append((revision, decode_record(body)))
+            rows.append((revision, record.at, _TAGS[type(record)], body.decode()))
+        except (msgspec.MsgspecError, TypeError, ValueError, KeyError) as error:
+            raise JournalError(
+                f"a {type(record).__name__} that could not be read again: {error}",
+                device=where,
+                during="append",
+                hint="report it; nothing was written",
+            ) from error
+    return rows, fresh
 
 
 def _damaged(what: str) -> JournalError:

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal.broker.journal.audit import GENESIS, Anchor, AuditEntry, Verifier, export_lines, line_of, seal, verify_lines
+from hal.broker.journal.audit import (
+    GENESIS,
+    Anchor,
+    AuditEntry,
+    Verifier,
+    export_lines,
+    line_of,
+    seal,
+    tail_of,
+    verify_lines,
+)
 from hal.broker.journal.sqlite import FILE, SqliteStore
 from hal.broker.record import BootSeen
 from hal.errors import JournalError
@@ -46,7 +56,7 @@ def broken(lines, anchor=None):
 @given(st.lists(ENTRIES, max_size=8), st.integers(0, 8))
 def test_a_trail_sealed_in_two_goes_is_the_same_as_in_one(entries, cut):
     first = seal(entries[:cut], (0, GENESIS), 17)
-    tail = (first[-1].sequence, first[-1].hash) if first else (0, GENESIS)
+    tail = tail_of(first) if first else (0, GENESIS)
     assert [line_of(row) for row in first + seal(entries[cut:], tail, 17)] == trail(entries)
     assert broken(trail(entries)) is None
     assert verify_lines(export_lines(trail(entries))).ok
