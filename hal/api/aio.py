@@ -238,6 +238,10 @@ class Client:
         """See :class:`~hal.api.surface.Broker`."""
         return await self._run(calls.status())
 
+    async def now(self) -> float:
+        """See :class:`~hal.api.surface.Broker`; the way to the server and back is not counted."""
+        return (await self._run(calls.whoami())).now
+
     async def devices(self) -> tuple[Device, ...]:
         """See :class:`~hal.api.surface.Broker`."""
         return await self._run(calls.devices())

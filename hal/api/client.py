@@ -137,6 +137,10 @@ class Client:
         """See :class:`~hal.api.surface.Broker`."""
         return self._run(calls.status())
 
+    def now(self) -> float:
+        """See :class:`~hal.api.surface.Broker`; the way to the server and back is not counted."""
+        return self._run(calls.whoami()).now
+
     def devices(self) -> tuple[Device, ...]:
         """See :class:`~hal.api.surface.Broker`."""
         return self._run(calls.devices())

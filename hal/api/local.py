@@ -233,6 +233,10 @@ class LocalBroker(Operating):
         with self.ledger.lock:
             return status_of(self.state, self.ledger.clock.now())
 
+    def now(self) -> float:
+        """Return what time it is by the broker's clock: steady, whatever is done to the machine's."""
+        return float(self.ledger.clock.now())
+
     def events(self, since: int = 0, tenant: str | None = None) -> Iterator[Event]:
         """Yield what happened after a revision, in order; the last event's revision is where to go on.
 

@@ -104,6 +104,10 @@ class Broker(Protocol):
         """Return the broker at a glance."""
         ...
 
+    def now(self) -> float:
+        """Return what time it is by the broker's clock, in seconds since the Unix epoch; its times are by that."""
+        ...
+
     def devices(self) -> tuple[Device, ...]:
         """Return all devices as they were last seen; who holds them is not said."""
         ...

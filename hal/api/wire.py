@@ -141,12 +141,13 @@ class Trail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom the server takes the caller for, and by what."""
+    """Whom the server takes the caller for, and by what; ``now`` is the time by the broker's clock."""
 
     tenant: str
     operator: bool
     name: str
     by: str
+    now: float = 0.0
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -56,6 +56,7 @@ class FakeBroker:
         self.actors: list[str] = []
         self.fail: Exception | None = None
         self.slow = 0.0
+        self.ahead = 0.0
 
     def _happened(self, kind, subject, tenant, detail=""):
         event = Event(type=kind, subject=subject, at=time.time(), revision=len(self.history) + 1, detail=detail)
@@ -279,6 +280,9 @@ class FakeBroker:
     def cordons(self):
         with self.lock:
             return tuple(self.cordoned.values())
+
+    def now(self):
+        return time.time() + self.ahead
 
     def devices(self):
         return tuple(self.all)

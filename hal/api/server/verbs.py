@@ -289,7 +289,8 @@ class Verbs:
     async def whoami(self, ask: Ask) -> msgspec.Struct:
         """Whom the server takes the caller for."""
         caller = ask.caller
-        return w.WhoAmI(tenant=caller.tenant, operator=caller.operator, name=caller.name, by=caller.by)
+        now = await self.call(self.broker.now)
+        return w.WhoAmI(tenant=caller.tenant, operator=caller.operator, name=caller.name, by=caller.by, now=now)
 
     # --- for operators
 
