@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from hal.agent.plugins import PluginSet, speaks_to_environment
 from hal.drivers.contract import Context, Driver, DriverFactory, HostRoot
-from hal.drivers.entries import installed
+from hal.drivers.entries import Entry, installed
 from hal.drivers.guarded import describe
-from hal.drivers.loader import load
+from hal.drivers.loader import Plugin, load
 from hal.errors import NotReady
 from hal.interfaces.deadline import Deadline
 
@@ -31,18 +32,33 @@ def find_factories(
     brought = plugins.hosts()
     root = environ.get("HAL_SYSFS_ROOT") or None
     hosts = (HostRoot(node=os.uname().nodename, root=root),) if brought is None or root else brought
+    return _chosen(wanted, loaded), Context(hosts=hosts, environ=environ)
+
+
+def offered(name: str, module: str, deadline_seconds: float = 5.0) -> DriverFactory:
+    """Load one plugin, by the module that its entry point names; return what it offers under a driver's name.
+
+    Raises :class:`~hal.errors.NotReady` if it does not.
+    """
+    loaded = load([Entry(name=module, module=module)], Deadline.after(deadline_seconds))
+    return _chosen({name}, loaded)[name]
+
+
+def _chosen(wanted: AbstractSet[str], loaded: Iterable[Plugin]) -> dict[str, DriverFactory]:
+    """Return the factories of the wanted names; raises what kept one of them from being offered."""
+    plugins = tuple(loaded)
     found: dict[str, DriverFactory] = {}
-    for factory in (factory for plugin in loaded for factory in plugin.factories):
+    for factory in (factory for plugin in plugins for factory in plugin.factories):
         if factory.name in wanted:
             found.setdefault(factory.name, factory)
     for name in sorted(wanted - found.keys()):
-        trouble = "; ".join(f"{problem.source}: {problem.detail}" for plugin in loaded for problem in plugin.problems)
+        trouble = "; ".join(f"{problem.source}: {problem.detail}" for plugin in plugins for problem in plugin.problems)
         raise NotReady(
             f"no installed plugin offers the driver {name}" + (f" ({trouble})" if trouble else ""),
             during="open",
             hint="pip install the plugin that offered it when the lease was granted; hal-probe doctor",
         )
-    return found, Context(hosts=hosts, environ=environ)
+    return found
 
 
 def create_drivers(

@@ -16,19 +16,30 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from hal.drivers.contract import Context, HostRoot
 from hal.drivers.guarded import Call, describe
 from hal.drivers.monitor import MonitoredDriver, monitor
 from hal.drivers.monitor_calls import Monitor
 from hal.drivers.monitor_child import Recipe
+from hal.drivers.monitor_life import Stem
 from hal.drivers.monitor_restarts import Restarts
 from hal.errors import DeadlineExceeded, HalError, NotReady
 from hal.interfaces.deadline import Deadline
 
 if TYPE_CHECKING:
-    from hal.drivers.contract import Context, Driver, DriverFactory
+    from hal.drivers.contract import Driver, DriverFactory
 
 START_SECONDS = 10.0
 """How long importing a plugin and creating its driver may take."""
+_BEFOREHAND = ("hal.agent.monitors", "hal.agent.drivers", "hal.drivers.loader", "hal.drivers.hookspecs", "pluggy")
+"""What every nursery needs to load a plugin, and nothing of any plugin."""
+
+
+class _Given(msgspec.Struct, frozen=True, kw_only=True):
+    """What a survey already knows: the module of the driver's plugin, and the machines to look at."""
+
+    module: str
+    hosts: tuple[HostRoot, ...]
 
 
 class Monitors:
@@ -54,12 +65,13 @@ class Monitors:
         self.drivers: dict[str, MonitoredDriver] = {}
         self._lock = threading.Lock()
         self._starting: dict[str, Monitor] = {}
+        self._stem = Stem(self.environ, user, _BEFOREHAND)
 
-    def through(self, factory: DriverFactory) -> DriverFactory:
-        """Return the factory that creates the same driver in its monitor."""
+    def through(self, factory: DriverFactory, module: str) -> DriverFactory:
+        """Return the factory that creates the same driver in its monitor, which loads only that module's plugin."""
 
         def create(context: Context) -> Driver:
-            return self.driver(factory.name)
+            return self.driver(factory.name, given=_Given(module=module, hosts=context.hosts))
 
         return msgspec.structs.replace(factory, create=create)
 
@@ -68,7 +80,7 @@ class Monitors:
         for name in names:
             self._process(name).start()
 
-    def driver(self, name: str, deadline: Deadline | None = None) -> MonitoredDriver:
+    def driver(self, name: str, deadline: Deadline | None = None, *, given: _Given | None = None) -> MonitoredDriver:
         """Return a driver in its monitor: the one that runs, or a new one if there is none or it was closed.
 
         Raises what kept it from being created, and :class:`~hal.errors.DeadlineExceeded`.
@@ -77,7 +89,7 @@ class Monitors:
             known = self.drivers.get(name)
             if known is not None and not known.process.closed:
                 return known
-        process = self._process(name)
+        process = self._process(name, given)
         try:
             found = monitor(
                 process.recipe,
@@ -98,13 +110,14 @@ class Monitors:
             found.close()  # another thread was quicker
         return before
 
-    def _process(self, name: str) -> Monitor:
+    def _process(self, name: str, given: _Given | None = None) -> Monitor:
         with self._lock:
             process = self._starting.get(name)
             if process is None or process.closed:
                 record = None if self.records is None else self.records / f"{name}.quarantine"
-                recipe = Recipe(function="hal.agent.monitors:creator", name=name)
-                process = Monitor(recipe, Restarts(name, record), self.environ, user=self.user)
+                words = "" if given is None else msgspec.json.encode(given).decode()
+                recipe = Recipe(function="hal.agent.monitors:creator", name=name, given=words)
+                process = Monitor(recipe, Restarts(name, record), self.environ, user=self.user, stem=self._stem)
                 self._starting[name] = process
             return process
 
@@ -116,6 +129,10 @@ class Monitors:
 
         return create
 
+    def settle(self) -> None:
+        """End the process that only starts others; from now on each is started by itself, which is slower."""
+        self._stem.end()
+
     def close(self) -> None:
         """End all processes."""
         with self._lock:
@@ -125,6 +142,7 @@ class Monitors:
             driver.close()
         for process in starting:
             process.close()
+        self.settle()
 
     def __enter__(self) -> Self:
         return self
@@ -166,12 +184,22 @@ def monitored(
                 f"driver {name} did not start: {describe(call.error)}", during="create", hint="hal-probe doctor"
             ) from call.error
         found[name] = call.value
+    monitors.settle()
     return found
 
 
-def creator(name: str) -> Callable[[], Driver]:
-    """Load the plugin that offers a driver, in its monitor's nursery; return what creates the driver in a worker."""
-    from hal.agent.drivers import create_driver, find_factories
+def creator(name: str, given: str = "") -> Callable[[], Driver]:
+    """Load the plugin that offers a driver, in its monitor's nursery; return what creates the driver in a worker.
 
-    factories, context = find_factories([name])
-    return lambda: create_driver(factories[name], context)
+    Without what a survey has found (``given``), all plugins that may offer it are loaded.
+    """
+    from hal.agent.drivers import create_driver, find_factories, offered
+
+    if given:
+        known = msgspec.json.decode(given, type=_Given)
+        factory = offered(name, known.module)
+        context = Context(hosts=known.hosts, environ=os.environ)
+    else:
+        factories, context = find_factories([name])
+        factory = factories[name]
+    return lambda: create_driver(factory, context)

@@ -47,6 +47,10 @@ class PluginSet:
             self._loaded[plugin.name] = plugin
             self.problems = (*self.problems, *plugin.problems)
 
+    def module(self, plugin: str) -> str:
+        """Return the module that a loaded plugin's entry point names."""
+        return self._loaded[plugin].entry.module
+
     def hosts(self) -> tuple[HostRoot, ...] | None:
         """Return the machines that plugins bring instead of this one; None for the usual case, that none does.
 

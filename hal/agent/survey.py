@@ -69,12 +69,13 @@ def survey(
     environ: Mapping[str, str] | None = None,
     root: str | None = None,
     kinds: Iterable[Kind] | None = None,
-    through: Callable[[DriverFactory], DriverFactory] | None = None,
+    through: Callable[[DriverFactory, str], DriverFactory] | None = None,
 ) -> Survey:
     """Look at this machine, or at the tree under ``root`` (or ``HAL_SYSFS_ROOT``), or at the one a plugin brings.
 
     Every plugin and driver has ``deadline_seconds``; all run side by side. Nothing that a plugin does raises here.
-    ``through`` changes how drivers are created (:meth:`hal.agent.monitors.Monitors.through`: each in its own process).
+    ``through`` changes how drivers are created (:meth:`hal.agent.monitors.Monitors.through`: each in its own process);
+    it is told the module of the driver's plugin.
     """
     environ = os.environ if environ is None else environ
     wanted = frozenset(kinds) if kinds is not None else None
@@ -99,7 +100,7 @@ def survey(
     drivers: dict[str, Driver] = {}
     chosen = plugins.factories(own, places, wanted)
     if through is not None:
-        chosen = tuple((plugin, through(factory)) for plugin, factory in chosen)
+        chosen = tuple((plugin, through(factory, plugins.module(plugin))) for plugin, factory in chosen)
     if chosen:
         from hal.agent.discovery import run_drivers
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from hal.drivers.monitor_child import Recipe
+from hal.drivers.monitor_life import Stem
 from hal.drivers.monitor_process import DIE_SECONDS, Kill, Nursery, Worker, how, kill
 from hal.drivers.monitor_restarts import Restarts
 from hal.drivers.monitor_wire import (
@@ -41,8 +42,8 @@ class Monitor:
     """The processes of one driver and the rules for them. Thread-safe; a driver is asked one verb at a time.
 
     What does not answer before its deadline is killed. What does not die is *abandoned*: it is never waited for, and
-    no other process is started for this driver until it has gone after all. ``kill_worker`` and ``sleep`` are for
-    tests.
+    no other process is started for this driver until it has gone after all. With a ``stem``, which has the same
+    ``environ`` and ``user``, its nursery is forked from that. ``kill_worker`` and ``sleep`` are for tests.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Monitor:
         environ: Mapping[str, str],
         *,
         user: str | None = None,
+        stem: Stem | None = None,
         kill_worker: Kill = kill,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -60,6 +62,7 @@ class Monitor:
         self.restarts = restarts
         self.environ = dict(environ)
         self.user = user
+        self.stem = stem
         self.closed = False
         self._kill = kill_worker
         self._sleep = sleep
@@ -75,7 +78,7 @@ class Monitor:
         """Let the nursery begin to import the plugin; does not wait for it."""
         with self._lock:
             if self._nursery is None and not self.closed:
-                self._nursery = Nursery(self.recipe, self.environ, self.user)
+                self._nursery = Nursery(self.recipe, self.environ, self.user, self.stem)
 
     def hello(self, deadline: Deadline) -> Hello:
         """Start the driver's process afresh and return what the driver says of itself."""
@@ -208,7 +211,7 @@ class Monitor:
         self._refuse(device, verb, deadline)
         try:
             if self._nursery is None:
-                self._nursery = Nursery(self.recipe, self.environ, self.user)
+                self._nursery = Nursery(self.recipe, self.environ, self.user, self.stem)
             worker = self._nursery.fork(deadline)
         except TimeoutError:
             self._drop_nursery()

@@ -1,10 +1,10 @@
 """The process of one driver, seen from inside.
 
-There are two of them. The *nursery* is started afresh (``python -m hal.drivers.monitor_child``), imports the plugin,
-and from then on only waits: it forks a *worker* whenever the daemon asks, keeps the last lines that the worker wrote
-to standard error, and tells how it ended. The worker creates the driver and answers one verb after the other. Only
-the worker ever calls the driver, so only the worker can crash or hang, and the next one is there in a
-millisecond or two, with everything imported.
+There are two of them. The *nursery* is started afresh (``python -m hal.drivers.monitor_child``) or forked from
+:mod:`hal.drivers.monitor_stem`, imports the plugin, and from then on only waits: it forks a *worker* whenever the
+daemon asks, keeps the last lines that the worker wrote to standard error, and tells how it ended. The worker creates
+the driver and answers one verb after the other. Only the worker ever calls the driver, so only the worker can crash or
+hang, and the next one is there in a millisecond or two, with everything imported.
 
 Nobody outlives the daemon: the nursery watches it by a pidfd (its parent's *thread* may end long before), the worker
 dies with the nursery (``PR_SET_PDEATHSIG``), and both are process groups of their own.
@@ -61,12 +61,13 @@ _LEAVE_SECONDS = 0.1
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How to come by a driver: ``module:function`` is called with ``name`` in the nursery, imports what is needed,
-    and returns the function that creates the driver, which is called in every worker.
+    """How to come by a driver: ``module:function`` is called with ``name`` in the nursery (and with ``given``, if there
+    is any), imports what is needed, and returns the function that creates the driver, which is called in every worker.
     """
 
     function: str
     name: str
+    given: str = ""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,22 +82,27 @@ Create = Callable[[], Driver]
 
 
 def main(control_fd: int, parent: int, recipe: bytes) -> int:
-    """Be the nursery: import, say so, fork when asked, until the daemon is gone."""
+    """Be a nursery that was started afresh."""
     control = socket.socket(fileno=control_fd)
     watch = os.pidfd_open(parent)
     if os.getppid() != parent:
         return 0  # it had ended before it could be watched
-    wanted = msgspec.json.decode(recipe, type=Recipe)
+    warm_up()
+    return be_nursery(control, watch, msgspec.json.decode(recipe, type=Recipe))
+
+
+def be_nursery(control: socket.socket, watch: int, wanted: Recipe) -> int:
+    """Be the nursery: import, say so, fork when asked, until the daemon (``watch`` is its pidfd) is gone."""
     try:
         module, _, function = wanted.function.partition(":")
-        create: Create = getattr(importlib.import_module(module), function)(wanted.name)
+        given = (wanted.given,) if wanted.given else ()
+        create: Create = getattr(importlib.import_module(module), function)(wanted.name, *given)
         control.sendall(frame(ANSWER, None))
     except Exception as error:  # a guard: a plugin's code; the daemon is told what it was
         control.sendall(frame(ERROR, failure(error, None, "load")))
         return 1
     # A plugin whose import left a thread behind is warned of by Python at every fork; the worker has that thread not.
     warnings.simplefilter("ignore", DeprecationWarning)
-    _warm_up()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     gc.collect()
     gc.freeze()  # what is shared with the workers stays shared
@@ -104,7 +110,7 @@ def main(control_fd: int, parent: int, recipe: bytes) -> int:
     return 0
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Do once, before the first fork, what every worker would have to do: a new one answers at once."""
     decoder(Ask)
     for verb in VERBS.values():
@@ -143,7 +149,7 @@ class Nursery:
 
     def _fork(self) -> bool:
         """Do one thing that the daemon asks, as a rule fork a worker over two sockets; False at the end of the line."""
-        data, sockets, _, _ = socket.recv_fds(self.control, 1 << 17, 2)
+        data, sockets, _, _ = socket.recv_fds(self.control, 1 << 17, 2, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
         if not sockets:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import pwd
 import select
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import msgspec
 
 from hal.drivers.monitor_child import Ended, Recipe
+from hal.drivers.monitor_life import Life, Stem, start_afresh
 from hal.drivers.monitor_wire import ANSWER, ERROR, ITEM, Broken, Failure, Hello, decoder, patient, raised, receive
-from hal.errors import DriverError, NotReady
 from hal.interfaces.deadline import Deadline
 
 Kill = Callable[[int], None]
 DIE_SECONDS = 1.0
 """How long after SIGKILL a process is still waited for; one in the kernel's hands may never die."""
 _SAID_LINES = 12
-_OWN_LINES = ("monitor_child.py", "<frozen runpy>", "Extension modules: ")
+_OWN_LINES = ("monitor_child.py", "monitor_stem.py", "<frozen runpy>", "Extension modules: ")
 """What says nothing about the driver in the traceback of a crash."""
 _FITS_BYTES = 1 << 15
 
@@ -83,53 +79,62 @@ class Worker:
 
 
 class Nursery:
-    """The process that has imported the plugin and forks workers. Starting it does not wait for it."""
+    """The process that has imported the plugin and forks workers. Starting it does not wait for it.
 
-    def __init__(self, recipe: Recipe, environ: Mapping[str, str], user: str | None = None) -> None:
-        identity = _identity(user, recipe.name)
+    With a ``stem`` it is forked from that, which is quick; if the stem cannot, it is started afresh.
+    """
+
+    def __init__(
+        self, recipe: Recipe, environ: Mapping[str, str], user: str | None = None, stem: Stem | None = None
+    ) -> None:
         self.recipe = recipe
+        self._environ = environ
+        self._user = user
         self._ready = False
         self._taught = False
         self._ends: dict[int, Ended] = {}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control = patient(ours)
         self._said = os.memfd_create("hal-nursery-stderr")
         try:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "hal.drivers.monitor_child",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    msgspec.json.encode(recipe).decode(),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._said,
-                pass_fds=(theirs.fileno(),),
-                env=dict(environ),
-                cwd="/",
-                process_group=0,
-                **identity,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            ours.close()
+            self.control, self.life = self._begin(stem)
+        except BaseException:
             os.close(self._said)
-            raise DriverError(
-                f"the process of driver {recipe.name} cannot be started: {error}",
-                during="load",
-                hint="look at the limits of processes and memory",
-            ) from error
+            raise
+
+    def _begin(self, stem: Stem | None) -> tuple[socket.socket, Life]:
+        """Start the process; return the line to it, and what is known of its life."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            life: Life | None = stem.fork(self.recipe, theirs.fileno(), self._said) if stem is not None else None
+            if life is None:
+                life = start_afresh(
+                    "hal.drivers.monitor_child",
+                    (msgspec.json.encode(self.recipe).decode(),),
+                    theirs.fileno(),
+                    self._said,
+                    environ=self._environ,
+                    user=self._user,
+                    name=self.recipe.name,
+                )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
+        return patient(ours), life
 
     def wait(self, deadline: Deadline) -> None:
         """Return once the plugin is imported; raises what kept it from that, ``TimeoutError`` after the deadline."""
         if self._ready:
             return
-        tag, body = receive(self.control, deadline)
+        try:
+            tag, body = receive(self.control, deadline)
+        except Broken:
+            if self.life.born(deadline):
+                raise
+            self.life.end(0.0)  # the stem ended before it could fork: that is no fault of the driver's
+            self.control.close()
+            self.control, self.life = self._begin(None)
+            tag, body = receive(self.control, deadline)
         if tag == ERROR:
             raise raised(decoder(Failure).decode(body))
         self._ready = True
@@ -192,12 +197,12 @@ class Nursery:
     def how_it_ended(self) -> str:
         """Say how the nursery itself ended, with what it wrote last."""
         try:
-            status = self.process.wait(DIE_SECONDS)
-        except subprocess.TimeoutExpired:
+            status = self.life.wait(DIE_SECONDS)
+        except TimeoutError:
             return "it does not answer"
         size = os.fstat(self._said).st_size
         said = os.pread(self._said, 4096, max(0, size - 4096)).decode("utf-8", "replace")
-        return how(status, said)
+        return "ended, nobody knows how" if status is None else how(status, said)
 
     def end(self) -> bool:
         """Kill the nursery, and with it its workers; False if it does not die."""
@@ -205,12 +210,7 @@ class Nursery:
         if self._said >= 0:
             os.close(self._said)
             self._said = -1
-        self.process.kill()
-        try:
-            self.process.wait(DIE_SECONDS)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self.life.end(DIE_SECONDS)
 
 
 def how(status: int, said: str) -> str:
@@ -225,23 +225,3 @@ def how(status: int, said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip() and not any(own in line for own in _OWN_LINES)]
     lines = lines[-_SAID_LINES:]
     return f"{text}; it said: {' | '.join(lines)}" if lines else text
-
-
-def _identity(user: str | None, name: str) -> dict[str, Any]:
-    """Return how to run as another user; only root can."""
-    if user is None:
-        return {}
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise NotReady(
-            f"there is no user {user} for the process of {name}", during="load", hint=f"useradd --system {user}"
-        ) from None
-    if os.getuid() == entry.pw_uid:
-        return {}
-    if os.getuid() != 0:
-        raise NotReady(
-            f"only root can run the process of {name} as {user}", during="load", hint="run the daemon as root"
-        )
-    groups = [group for group in os.getgrouplist(user, entry.pw_gid) if group != 0]
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
