@@ -160,6 +160,7 @@ class Ledger:
         trail: list[AuditEntry] = []
         answers: list[Answer | HalError] = []
         self._doubt = True
+        apply = state.apply
         for command, actor in zip(commands, actors, strict=True):
             try:
                 records, answer = decide(state, command, now)
@@ -167,7 +168,7 @@ class Ledger:
                 answers.append(error)
                 continue
             for record in records:
-                state.apply(record)
+                apply(record)
                 entry = entry_of(state, record, actor)
                 if entry is not None:
                     trail.append(entry)

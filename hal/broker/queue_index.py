@@ -65,8 +65,9 @@ class QueueIndex(DeviceIndex):
     # --- times
 
     def _expect(self, lease: Lease) -> None:
-        heapq.heappush(self._due, (due_at(lease), lease.id))
-        if len(self._due) > 1024 + 4 * (len(self.leases) + len(self.waiting)):
+        due = self._due
+        heapq.heappush(due, (due_at(lease), lease.id))
+        if len(due) > 1024 and len(due) > 1024 + 4 * (len(self.leases) + len(self.waiting)):
             self._due = [(due_at(live), live.id) for live in self.leases.values() if live.state in LIVE]
             for entry in self.waiting.values():
                 self._due.extend((at, entry.claim.id) for at in entry_times(entry))

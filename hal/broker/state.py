@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hal.broker import record as r
-from hal.broker.accounts import amounts_of, in_thousandths
+from hal.broker.accounts import Amounts, amounts_of, in_thousandths
 from hal.broker.lifecycle import ENDING
 from hal.broker.queue_index import QueueIndex
 from hal.broker.snapshot import Cordon, Entry, Fenced, Snapshot
@@ -46,6 +46,7 @@ class State(QueueIndex):
         self.elastic: dict[str, None] = {}
         self._over: deque[str] = deque()
         self._spoiling: list[tuple[float, str]] = []
+        self._counted: tuple[tuple[AllocatedDevice, ...], Amounts] = ((), {})
         self._handlers: dict[type, Callable[[Any], None]] = {
             r.JournalBegun: self._journal_begun,
             r.BootSeen: self._boot_seen,
@@ -141,14 +142,15 @@ class State(QueueIndex):
         lease = record.lease
         if lease.id in self.waiting:
             self._leave_queue(lease.id)
-        self.fence = max(self.fence, lease.fence)
+        if lease.fence > self.fence:
+            self.fence = lease.fence
         self.claims[lease.id] = record.claim
         self._hold(lease)
 
     def _hold(self, lease: Lease) -> None:
         self.leases[lease.id] = lease
         self._take(lease.id, lease.devices)
-        self.fair.use(lease.tenant, amounts_of(lease.devices))
+        self.fair.use(lease.tenant, self.amounts(lease.devices))
         if lease.state is LeaseState.BOUND:
             self.unprepared[lease.id] = None
         if lease.elastic is not None:
@@ -297,6 +299,15 @@ class State(QueueIndex):
         return list(found.values())
 
     # --- who has what
+
+    def amounts(self, devices: tuple[AllocatedDevice, ...]) -> Amounts:
+        """Return what devices count on an account (do not change it); what was asked last is known still.
+
+        A claim that is decided is granted next, with the same devices.
+        """
+        if self._counted[0] is not devices:
+            self._counted = devices, amounts_of(devices)
+        return self._counted[1]
 
     def held(self, device_id: str) -> Iterable[AllocatedDevice]:
         """See :class:`~hal.broker.index.DeviceIndex`."""

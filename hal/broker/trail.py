@@ -13,7 +13,6 @@ _VERBS: dict[type, str] = {
     r.ClaimQueued: "queue",
     r.ClaimKept: "keep",
     r.ClaimLeft: "leave-queue",
-    r.LeaseGranted: "grant",
     r.LeaseNoticed: "notice",
     r.LeaseGrown: "grow",
     r.LeaseShrunk: "shrink",
@@ -33,13 +32,15 @@ _VERBS: dict[type, str] = {
 
 def entry_of(state: State, record: r.AnyRecord, actor: str) -> AuditEntry | None:
     """Return what the trail says of a record, or None; the state is the one after it."""
+    if isinstance(record, r.LeaseGranted):
+        lease = record.lease
+        devices = lease.devices
+        names = devices[0].id if len(devices) == 1 else ", ".join([device.id for device in devices])
+        detail = f"fence {lease.fence}: {names}"
+        return AuditEntry(at=record.at, actor=actor, tenant=lease.tenant, verb="grant", subject=lease.id, detail=detail)
     verb = _VERBS.get(type(record))
     if verb is None:
         return None
-    if isinstance(record, r.LeaseGranted):
-        lease = record.lease
-        detail = f"fence {lease.fence}: " + ", ".join([device.id for device in lease.devices])
-        return AuditEntry(at=record.at, actor=actor, tenant=lease.tenant, verb=verb, subject=lease.id, detail=detail)
     event = event_of(record)
     claim = record.claim if isinstance(record, r.ClaimQueued) else state.claims.get(event.subject)
     tenant = claim.tenant if claim is not None else ""

@@ -55,8 +55,15 @@ def check_holder(claim: Claim) -> None:
         check_ttl(claim.ttl_seconds, word, "claim")
     if claim.priority.__class__ is not int or abs(claim.priority) > MOST_PRIORITY:
         raise _refuse(claim, f"priority is {claim.priority!r}, it must be a whole number up to {MOST_PRIORITY}")
-    for name in ("grace_seconds", "duration_seconds", "wait_seconds", "start_at"):
-        value = getattr(claim, name)
+    grace, lasts, waits, start = claim.grace_seconds, claim.duration_seconds, claim.wait_seconds, claim.start_at
+    if lasts is waits is start is None and type(grace) is float and 0 <= grace <= LONGEST_TTL_SECONDS:
+        return  # nearly always
+    for name, value in (
+        ("grace_seconds", grace),
+        ("duration_seconds", lasts),
+        ("wait_seconds", waits),
+        ("start_at", start),
+    ):
         if value is None or (type(value) is float and 0 < value <= LONGEST_TTL_SECONDS):
             continue
         if name == "start_at" and _is_number(value) and 0 <= value < 1e12:

@@ -6,7 +6,7 @@ import msgspec
 
 from hal.broker import command as c
 from hal.broker import record as r
-from hal.broker.accounts import WHOLE, amounts_of, billed, demand_of
+from hal.broker.accounts import WHOLE, billed, demand_of
 from hal.broker.allocation.choice import Place, Refusal, given
 from hal.broker.allocation.explain import refusal_text
 from hal.broker.allocation.places import selector_of
@@ -167,7 +167,7 @@ def lease_of_nothing(asked: Claim, why: str, now: float) -> Lease:
 
 def over_quota(state: State, tenant: str, devices: tuple[AllocatedDevice, ...]) -> str | None:
     """Return whose quota stands against giving a tenant these devices, or None."""
-    excess = state.fair.verdict(tenant, amounts_of(devices))
+    excess = state.fair.verdict(tenant, state.amounts(devices))
     return None if excess is None else quota_text(excess)
 
 
