@@ -137,38 +137,50 @@ def closest_first(layout: Layout, free: int, wanted: int, fullest: Sequence[int]
     """
     if not layout.numa and not layout.switches and not fullest:
         return lowest
-    ranks: dict[int, list[tuple[int, int, int]]] = {}
+    numa, switches = (_by_appeal(places, free, wanted) for places in (layout.numa, layout.switches))
+    tiers = list(fullest)
     rest = free
-    while rest:
-        bit = rest & -rest
-        rest ^= bit
-        ranks[bit] = []
-    for places in (layout.numa, layout.switches):
-        if not places:
-            continue
-        appeals: list[tuple[tuple[int, int, int], int]] = []
-        for number, place in enumerate(places):
-            count = (place & free).bit_count()
-            if count:
-                appeals.append(((0, count, number) if count >= wanted else (1, -count, number), place))
-        appeals.sort()
-        for bit, rank in ranks.items():
-            for appeal, place in appeals:
-                if place & bit:
-                    rank.append(appeal)
-                    break
-            else:
-                rank.append((2, 0, 0))
-    order = [*fullest, *sorted(ranks, key=lambda bit: (ranks[bit], bit))]
+    for outer in numa:
+        inside = rest & outer
+        rest ^= inside
+        for inner in switches:
+            tier = inside & inner
+            if tier:
+                tiers.append(tier)
+                inside ^= tier
+        if inside:
+            tiers.append(inside)
+    for inner in switches:
+        tier = rest & inner
+        if tier:
+            tiers.append(tier)
+            rest ^= tier
+    tiers.append(rest)
 
     def pick(mask: int, count: int) -> int:
         taken = 0
-        for bit in order:
-            if count <= 0:
-                break
-            if bit & mask and not bit & taken:
-                taken |= bit
-                count -= 1
+        for tier in tiers:
+            tier &= mask & ~taken
+            if not tier:
+                continue
+            has = tier.bit_count()
+            if has >= count:
+                return taken | (tier if has == count else lowest(tier, count))
+            taken |= tier
+            count -= has
         return taken
 
     return pick
+
+
+def _by_appeal(places: Sequence[int], free: int, wanted: int) -> list[int]:
+    """Return the places with free devices: those that hold all that is wanted, the fullest first; then the rest."""
+    if len(places) < 2:
+        return list(places)
+    appeals: list[tuple[int, int, int]] = []
+    for number, place in enumerate(places):
+        count = (place & free).bit_count()
+        if count:
+            appeals.append((0, count, number) if count >= wanted else (1, -count, number))
+    appeals.sort()
+    return [places[number] for _, _, number in appeals]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hal.broker.allocation.matching import Shortfall, lowest, match
-from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem
+from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem, Rule
 from hal.broker.allocation.solver_bundles import search
 from hal.broker.allocation.solver_rules import families, one_rule, union_of
 
@@ -57,6 +57,15 @@ def solve(
     for rule in problem.rules:
         if rule.bond is Bond.PAIRS and len({problem.counts[i] for i in rule.requests}) > 1:
             raise ValueError("a rule of pairs over requests of different counts")
+    if len(problem.rules) == 1 and not problem.fate and len(whole) == len(problem.masks):
+        # By far the most common problem: one rule over everything.
+        rule = problem.rules[0]
+        if len(rule.requests) == len(whole):
+            simple = one_rule(rule.bond, rule.groups, rule.requests, problem.masks, problem.counts, pick)
+            if isinstance(simple, tuple):
+                return _assignment(problem, Found(simple[0], {} if simple[1] is None else {0: simple[1]}))
+            if simple is not None and not minimal:
+                return _refusal(whole, 0, rule, problem.counts, simple)
     answer = _solve(problem, whole, list(range(len(problem.rules))), bool(problem.fate), pick, budget)
     if isinstance(answer, Conflict):
         return _smallest(problem, answer) if minimal else answer
@@ -130,9 +139,7 @@ def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget:
         rule = problem.rules[number]
         answer = one_rule(rule.bond, rule.groups, local[number], masks, counts, pick)
         if isinstance(answer, int):
-            wanted = counts[local[number][0]] if rule.bond is Bond.PAIRS else sum([counts[n] for n in local[number]])
-            needed, available = (wanted, answer) if answer < wanted else (0, 0)
-            return Conflict(tuple(requests), (number,), needed, available)
+            return _refusal(requests, number, rule, [counts[n] for n in local[number]], answer)
         if answer is not None:
             chosen, tuples = answer
             for i, mask in zip(requests, chosen, strict=True):
@@ -155,6 +162,12 @@ def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget:
     for at, rows in searched[1].items():
         found.tuples[part.rules[at]] = rows
     return None
+
+
+def _refusal(requests: Sequence[int], number: int, rule: Rule, counts: Sequence[int], available: int) -> Conflict:
+    """Return the proof that one rule leaves too little."""
+    wanted = counts[0] if rule.bond is Bond.PAIRS else sum(counts)
+    return Conflict(tuple(requests), (number,), *((wanted, available) if available < wanted else (0, 0)))
 
 
 def _parts(problem: Problem, requests: list[int], rules: list[int], fated: bool) -> list[Part]:

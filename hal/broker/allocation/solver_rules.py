@@ -143,9 +143,10 @@ def pairs(masks: Sequence[int], wanted: int, groups: Sequence[int], pick: Order)
     union = union_of(masks)
     if not disjoint(masks):
         return None
-    local = sorted(
-        dict.fromkeys(group & union for group in groups if all(mask & group for mask in masks)), key=int.bit_count
-    )
+    inside = groups
+    for mask in masks:
+        inside = [group for group in inside if group & mask]
+    local = sorted({group & union: None for group in inside}, key=int.bit_count)
     flat = disjoint(local)
     if not flat and not disjoint(largest(local)):
         return None
