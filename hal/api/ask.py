@@ -75,8 +75,8 @@ def make_claim(
             raise ClaimError(
                 f"{said or 'near'} belong to the requests", during="claim", hint="Request(kind=…, count=…, where=…)"
             )
-    bound += tuple(Constraint(same=_place(text)) for text in _listed(same))
-    bound += tuple(Constraint(distinct=_place(text)) for text in _listed(distinct))
+    bound += tuple(Constraint(same=place_of(text)) for text in _listed(same))
+    bound += tuple(Constraint(distinct=place_of(text, "distinct")) for text in _listed(distinct))
     claim = Claim(
         id=id if id is not None else f"lease-{secrets.token_hex(6)}",
         requests=requests,
@@ -111,7 +111,7 @@ def pairs(
             continue
         own = where.get(str(kind), "") if isinstance(where, Mapping) else ("" if position else where)
         found.append(Request(kind=_one_of(Kind, kind, "kind"), count=count, where=own))
-    return Pairs(requests=tuple(found), constraints=(Constraint(same=_place(same), pairwise=True, weight=weight),))
+    return Pairs(requests=tuple(found), constraints=(Constraint(same=place_of(same), pairwise=True, weight=weight),))
 
 
 def _request(kind: str, count: Count, where: str, fraction: float | None, words: dict[str, Any]) -> Request:
@@ -147,11 +147,11 @@ def _listed(places: Places | None) -> tuple[str, ...]:
     return (places,) if isinstance(places, str) else tuple(places)
 
 
-def _place(text: str) -> str:
-    """A locality, or an attribute as in DRA's matchAttribute; what looks like neither is a slip."""
-    if not isinstance(text, str) or not text or " " in text:
+def place_of(text: str, what: str = "same") -> str:
+    """Return a place, or the name of an attribute as in DRA's matchAttribute; what looks like neither is a slip."""
+    if not isinstance(text, str) or not text or any(mark.isspace() for mark in text):
         raise ClaimError(
-            f"same is {text!r}", during="claim", hint="one of " + ", ".join(Locality) + ", or an attribute"
+            f"{what} is {text!r}", during="claim", hint="one of " + ", ".join(Locality) + ", or an attribute"
         )
     return _LOCALITIES.get(text.replace("_", "-"), text)
 

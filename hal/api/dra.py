@@ -56,11 +56,16 @@ def read_documents(text: str) -> tuple[Document, ...]:
     try:
         found = [document for document in yaml.safe_load_all(text) if document is not None]
     except (yaml.YAMLError, RecursionError) as error:
-        raise ClaimError(f"this is neither YAML nor JSON: {error}", during="read") from error
+        text = " ".join(str(error).split())
+        raise ClaimError(f"this is neither YAML nor JSON: {text}", during="read") from error
     parts: list[Document] = []
     for document in found:
         if not isinstance(document, Mapping):
-            raise ClaimError("a document is no object", during="read", hint="apiVersion, kind, metadata, spec")
+            raise ClaimError(
+                "a document is no object",
+                during="read",
+                hint="apiVersion, kind, metadata and spec, or the fields of a claim",
+            )
         parts += document["items"] if isinstance(document.get("items"), list) else [document]
     return tuple(parts)
 
@@ -179,7 +184,8 @@ class _Reader:
             if domain.endswith(".hal") and kind in {known.value for known in Kind}:
                 return Kind(kind)
         raise self.refuse(
-            f"nothing says of what kind the devices of the class {name!r} are", f"kinds={{{name!r}: Kind.GPU}}"
+            f"nothing says of what kind the devices of the class {name!r} are",
+            f"a selector with device.driver == '…', or in Python kinds={{{name!r}: Kind.GPU}}",
         )
 
     def amount(self, name: str, text: str | int | float) -> int:

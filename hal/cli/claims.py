@@ -1,15 +1,16 @@
-"""A claim from the words of a command line, or from a file."""
+"""A claim from the words of a command line."""
 
 from __future__ import annotations
 
 import argparse
 import secrets
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hal.cli.options import amount
+from hal.api.ask import place_of
+from hal.cli.claim_file import read_claim
+from hal.cli.options import FromNow, amount
 from hal.errors import ClaimError
 from hal.model.claim import (
     FRACTION,
@@ -56,10 +57,16 @@ def claim_of(options: argparse.Namespace) -> Claim:
     if options.gang is not None or options.over is not None:
         gang = {"how": options.gang, "over": options.over}
         fields["gang"] = msgspec.convert({name: word for name, word in gang.items() if word is not None}, Gang)
+    if isinstance(options.start, FromNow):
+        from hal.cli.asking import time_there
+
+        fields["start_at"] = time_there(options) + options.start
     if options.file is not None:
         if any(getattr(options, name) not in (None, "", False, []) for name in _OF_REQUEST):
             raise ClaimError(
-                "--file already says what is asked", during="claim", hint="leave out KIND, --count, --where and --same"
+                "--file already says what is asked",
+                during="claim",
+                hint="leave out KIND, --count, --where, --same and the like",
             )
         return msgspec.structs.replace(read_claim(options.file), **fields)
     if not options.what:
@@ -77,21 +84,12 @@ def claim_of(options: argparse.Namespace) -> Claim:
 
 
 def _constraints(options: argparse.Namespace) -> tuple[Constraint, ...]:
-    found = []
-    if options.same is not None or options.pairwise:
-        place = _place(options.same, "--same") if options.same is not None else Locality.PCI_SWITCH.value
-        found.append(Constraint(same=place, pairwise=options.pairwise))
-    if options.distinct is not None:
-        found.append(Constraint(distinct=_place(options.distinct, "--distinct")))
+    same = [place_of(text, "--same") for text in options.same]
+    if options.pairwise and not same:
+        same = [Locality.PCI_SWITCH.value]
+    found = [Constraint(same=place, pairwise=options.pairwise) for place in same]
+    found += [Constraint(distinct=place_of(text, "--distinct")) for text in options.distinct]
     return tuple(found)
-
-
-def _place(text: str, what: str) -> str:
-    """Return a place, or the name of an attribute, which has a mark in it that no place has."""
-    if any(mark in text for mark in "._/"):
-        return text
-    place: Locality = _choice(Locality, text, what)
-    return place.value
 
 
 def _request(word: str, options: argparse.Namespace) -> Request:
@@ -137,43 +135,3 @@ def _choice(kind: Any, text: str, what: str) -> Any:
         return kind(text)
     except ValueError:
         raise ClaimError(f"{what} is {text!r}", during="claim", hint="one of " + ", ".join(kind)) from None
-
-
-def read_claim(path: Path) -> Claim:
-    """Read a claim from TOML (``*.toml``) or JSON; ``id`` may be left out, ``same`` stands for one constraint."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ClaimError(
-            f"{path} cannot be read: {error.strerror}", during="claim", hint="--file claim.toml"
-        ) from error
-    try:
-        if path.suffix == ".toml":
-            import tomllib
-
-            document: Any = tomllib.loads(text.decode())
-        else:
-            document = msgspec.json.decode(text)
-        if isinstance(document, dict):
-            document.setdefault("id", f"lease-{secrets.token_hex(6)}")
-            if "same" in document:
-                if "constraints" in document:
-                    raise ValueError("same and constraints both say what is shared; leave out one of them")
-                same = document.pop("same")
-                document["constraints"] = [{"same": _place(same, "same") if isinstance(same, str) else same}]
-        return msgspec.convert(document, Claim)
-    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise ClaimError(f"{path}: {error}", during="claim", hint=_allowed(str(error))) from error
-
-
-def _allowed(complaint: str) -> str:
-    """Return what may stand where the complaint (msgspec's) says that something may not."""
-    if "$.requests" in complaint:
-        table: Any = Request
-    else:
-        table = Constraint if "$.constraints" in complaint else Claim
-    if "unknown field" in complaint:
-        return "allowed are " + ", ".join((*table.__struct_fields__, *(["same"] if table is Claim else [])))
-    if "enum value" in complaint:
-        return "one of " + ", ".join(Kind if table is Request else Locality)
-    return 'requests = [{kind = "gpu", count = 2}]'

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hal.cli.asking import open_any, print_json
+from hal.cli.asking import local_time, localized, open_any, print_json
 from hal.errors import UsageError
 from hal.interfaces.deadline import Deadline
 from hal.model.words import counted
@@ -48,8 +48,8 @@ def _print(event: Event, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
     else:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-        print(f"{event.revision:>6}  {at}  {event.type.value:<10} {event.subject}  {event.detail}")
+        line = f"{event.revision:>6}  {local_time(event.at)}  {event.type.value:<10} {event.subject}"
+        print(f"{line}  {localized(event.detail)}".rstrip())
     sys.stdout.flush()
 
 
@@ -70,9 +70,8 @@ def do_audit(options: argparse.Namespace) -> int:
             if options.json:
                 sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
                 continue
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.at))
-            detail = f"  {line.detail}" if line.detail else ""
-            print(f"{line.sequence:>6}  {at}  {line.actor:<12} {line.verb:<10} {line.subject}  {line.tenant}{detail}")
+            who = f"{line.sequence:>6}  {local_time(line.at)}  {line.actor:<12} {line.verb:<10}"
+            print("  ".join(word for word in (f"{who} {line.subject}", line.tenant, localized(line.detail)) if word))
     return 0
 
 

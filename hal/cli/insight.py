@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from hal.broker.allocation.explain import DeviceReason
-from hal.cli.asking import now_of, open_any, print_json, when
+from hal.broker.allocation.explain import DeviceReason, Explanation
+from hal.cli.asking import now_of, open_any, print_json, span, when
 from hal.cli.claims import claim_of
-from hal.model.words import counted
+from hal.model.words import are, counted
 
 MOST_NAMES = 8
 
@@ -48,29 +48,55 @@ def do_explain(options: argparse.Namespace) -> int:
     if options.json:
         print_json(told)
         return 0 if told.feasible else 1
-    print(told.reason)
-    for row in told.requests:
-        mark = "  <- blocks" if row.blocks else ""
-        print(f"  {row.request}: asked {row.count}, fit {row.matching}, free {row.free}, ", end="")
-        print(f"at most {row.feasible_count} now{mark}")
-    for other in told.nearest:
-        print(f"  would be granted: {other}")
-    if not told.feasible:
-        for reason, names in grouped(told.devices).items():
-            more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            print(f"  {len(names)} {reason}: {', '.join(names[:MOST_NAMES])}{more}")
+    _print_explanation(told)
     return 0 if told.feasible else 1
 
 
-def grouped(reasons: Iterable[DeviceReason]) -> dict[str, list[str]]:
-    """Return the devices by what keeps them back, the reason of most first."""
-    found: dict[str, list[str]] = {}
+def _print_explanation(told: Explanation) -> None:
+    print(told.reason + (f", at a cost of {told.cost:g}" if told.cost else ""))
+    if told.conflict is not None and told.conflict.text != told.reason:
+        print(
+            f"  {told.conflict.text}{'' if told.conflict.minimal else ' (or a part of that: the search was given up)'}"
+        )
+    several = {row.request for row in told.requests if row.alternative}
+    for row in told.requests:
+        can = "" if row.alternative else f", at most {row.feasible_count} now"
+        mark = "  <- blocks" if row.blocks and not row.alternative else ""
+        name = _choice(row.request, row.alternative, several)
+        print(f"  {name}: asked {row.count}, fit {row.matching}, free {row.free}{can}{mark}")
+    for other in told.nearest:
+        print(f"  would be granted: {other}")
+    if told.feasible:
+        return
+    for (name, reason), names in grouped(told.devices, several).items():
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        about = f"for {name}: " if name else ""
+        print(f"  {about}{counted(len(names), 'device')} ({', '.join(names[:MOST_NAMES])}{more}): {reason}")
+    if told.unlisted:
+        print(f"  {counted(told.unlisted, 'device')} more {are(told.unlisted)} refused, and not listed")
+
+
+def _choice(request: str, alternative: int, several: Collection[str]) -> str:
+    """Return what a line is about: a request, or which of its alternatives."""
+    if request not in several:
+        return request
+    return f"{request}, alternative {alternative}" if alternative else f"{request}, first choice"
+
+
+def grouped(reasons: Iterable[DeviceReason], several: Collection[str] = ()) -> dict[tuple[str, str], list[str]]:
+    """Return the devices by what keeps them back, the reason of most first.
+
+    The first half of a key is the request and its alternative, of a request that has some (``several``).
+    """
+    found: dict[tuple[str, str], list[str]] = {}
     for reason in reasons:
         name = f"{reason.node}/{reason.name}"
-        names = found.setdefault(reason.reason, [])
+        about = _choice(reason.request, reason.alternative, several) if reason.request in several else ""
+        names = found.setdefault((about, reason.reason), [])
         if name not in names:
             names.append(name)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+    order = list(dict.fromkeys(about for about, _ in found))
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))))
 
 
 def do_repair(options: argparse.Namespace) -> int:
@@ -105,7 +131,7 @@ def do_queue(options: argparse.Namespace) -> int:
         why = f": {one.why}" if one.why else ""
         print(
             f"{one.position:>4}  {one.claim.id}  tenant {one.claim.tenant}  priority {one.claim.priority}  "
-            f"{now - one.since:.0f} s in the queue{starts}{why}"
+            f"{span(now - one.since)} in the queue{starts}{why}"
         )
     if not waiting:
         print("nobody waits")

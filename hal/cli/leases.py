@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hal.cli.abilities import abilities
-from hal.cli.asking import now_of, open_any, print_json, when
+from hal.cli.asking import local_time, now_of, open_any, print_json, span, when
 from hal.cli.claims import claim_of
 from hal.cli.waiting import wait_in_queue
 from hal.drivers.guarded import describe
@@ -25,16 +25,23 @@ if TYPE_CHECKING:
     from hal.model.claim import Claim
 
 
-def _left(lease: Lease, now: float) -> str:
-    seconds = lease.expires_at - now
-    return f"{seconds:.0f} s left" if seconds < 600 else f"{seconds / 60:.0f} min left"
-
-
 def print_lease(lease: Lease, now: float) -> None:
     """Print a lease with its devices for people."""
-    print(f"lease {lease.id}  {lease.state.value}  tenant {lease.tenant}  fence {lease.fence}  {_left(lease, now)}")
+    left = f"{span(lease.expires_at - now)} left" if lease.expires_at > now else "expired"
+    print(f"lease {lease.id}  {lease.state.value}  tenant {lease.tenant}  fence {lease.fence}  {left}")
     for device in lease.devices:
         print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}")
+    if lease.why_ended:
+        print(f"  {lease.why_ended}")
+    elif lease.leave_by:
+        whole = len(lease.leaving) in (0, lease.replicas)
+        told = "told to leave" if whole else f"{_replicas(lease.leaving)} told to leave"
+        within = span(lease.leave_by - now)
+        print(f"  {told} within {within}, by {local_time(lease.leave_by)}{f': {lease.notice}' if lease.notice else ''}")
+
+
+def _replicas(numbers: tuple[int, ...]) -> str:
+    return f"replica{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}"
 
 
 def quoted(value: str) -> str:

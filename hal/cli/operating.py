@@ -29,9 +29,11 @@ def _me() -> str:
 
 
 def do_cordon(options: argparse.Namespace) -> int:
-    """``hal cordon``."""
+    """``hal cordon``; without a target it lists what is cordoned."""
+    if options.target is None and options.why:
+        raise UsageError("what is to be cordoned?", during="cordon", hint="hal cordon gpu0 --why TEXT")
     with open_any(options) as broker:
-        cordons = broker.cordon(options.target, options.why, _me())
+        cordons = broker.cordons() if options.target is None else broker.cordon(options.target, options.why, _me())
     return _show_cordons(options, cordons)
 
 
@@ -64,8 +66,6 @@ def do_drain(options: argparse.Namespace) -> int:
         return 0
     for lease in leases:
         print_lease(lease, now)
-        if lease.leave_by:
-            print(f"  told to leave within {max(0.0, lease.leave_by - now):.0f} s")
     if not leases:
         print("nobody holds anything there; it is cordoned")
     return 0
@@ -85,12 +85,16 @@ def do_tenants(options: argparse.Namespace) -> int:
     return 0
 
 
+def _number(amount: float) -> str:
+    return str(int(amount)) if amount == int(amount) else f"{amount:.3f}".rstrip("0")
+
+
 def _print_tenant(report: TenantReport) -> None:
     said = report.tenant
     parts = [f"weight {said.weight}"]
     for name, amounts in (("uses", report.uses), ("guarantee", said.guarantee), ("quota", said.quota)):
         if amounts:
-            parts.append(f"{name} " + " ".join(f"{kind}={amount}" for kind, amount in sorted(amounts.items())))
+            parts.append(f"{name} " + " ".join(f"{kind}={_number(amount)}" for kind, amount in sorted(amounts.items())))
     parts.append(counted(report.leases, "lease"))
     if report.waiting:
         parts.append(f"{report.waiting} waiting")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+
+from hal.model.kind import Kind
 
 USAGE = 64
 VERBS = {
@@ -42,9 +42,8 @@ class Parser(argparse.ArgumentParser):
     """Ends with 64 for wrong usage."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Say what is wrong, and how it is used."""
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+        """Say what is wrong, and where the usage is told: some verbs have a screen full of it."""
+        self.exit(USAGE, f"{self.prog}: {message} (usage: {self.prog} --help)\n")
 
 
 def parser(verb: str | None = None, *, everything: bool = False) -> argparse.ArgumentParser:
@@ -92,16 +91,27 @@ def duration(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+class FromNow(float):
+    """Seconds from now, by the clock of whoever decides: ours may be wrong."""
+
+
 def moment(text: str) -> float:
-    """Return a time since the Unix epoch: seconds, ``+2h`` from now, or as ISO 8601 has it, in local time."""
-    if text.startswith("+"):
-        return time.time() + duration(text[1:])
+    """Return a time since the Unix epoch: seconds, or as ISO 8601 has it, in local time; ``+2h`` is ``FromNow``."""
+    if text.startswith("+") and re.fullmatch(r"\d{1,12}(?:\.\d{1,9})?[smhd]?", text[1:], re.ASCII):
+        return FromNow(duration(text[1:]))
     if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
         return float(text)
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time, such as +2h or 2031-05-01T08:00") from None
+
+
+def whole(text: str) -> int:
+    """Return a whole number."""
+    if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number")
+    return int(text)
 
 
 def revision(text: str) -> int:
@@ -127,12 +137,23 @@ def amount(text: str) -> tuple[str, int]:
     return found[1], int(found[2]) * base ** ("kMGT".index(found[3][0]) + 1 if found[3] else 0)
 
 
+def devices(text: str) -> tuple[str, int]:
+    """Return a kind and a number of its devices: ``gpu=8``."""
+    found = re.fullmatch(r"([a-z][a-z0-9_]*)=(\d{1,15})", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of devices of a kind, such as gpu=8")
+    kinds = [kind.value for kind in Kind]
+    if found[1] not in kinds:
+        raise argparse.ArgumentTypeError(f"{found[1]!r} is no kind of device: one of {', '.join(kinds)}")
+    return found[1], int(found[2])
+
+
 # --- what each verb takes beyond the common
 
 
 def _claim(own: argparse.ArgumentParser) -> None:
     own.add_argument("what", nargs="*", metavar="KIND[:COUNT]", help="gpu, or gpu:4 rnic:4, or gpu:all")
-    own.add_argument("--count", type=int, metavar="N", help="how many (1)")
+    own.add_argument("--count", type=whole, metavar="N", help="how many (1)")
     own.add_argument("--where", default="", metavar="EXPRESSION", help="as in: memory_bytes >= 80*GB")
     own.add_argument("--cel", action="append", default=[], metavar="EXPRESSION", help="a selector in CEL, as in DRA")
     own.add_argument(
@@ -142,24 +163,37 @@ def _claim(own: argparse.ArgumentParser) -> None:
         "--share", action="append", default=[], metavar="SHARE", help="a part of a device: 0.5, or memory_bytes=16Gi"
     )
     own.add_argument("--profile", default="", help="a partition of a device, as in 1g.10gb")
-    own.add_argument("--same", metavar="PLACE", help="node, numa, pci-switch, rack, link-domain, or an attribute")
-    own.add_argument("--distinct", metavar="PLACE", help="what no two of the devices may share")
+    own.add_argument(
+        "--same",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="node, numa, pci-switch, rack, link-domain, or an attribute",
+    )
+    own.add_argument(
+        "--distinct", action="append", default=[], metavar="PLACE", help="what no two of the devices may share"
+    )
     own.add_argument("--pairwise", action="store_true", help="the n-th of each kind together (on one PCI switch)")
-    own.add_argument("--replicas", type=int, metavar="N", help="so many times, each on one node")
-    own.add_argument("--max-replicas", type=int, metavar="N", help="elastic: up to so many, as there is room")
+    own.add_argument("--replicas", type=whole, metavar="N", help="so many times, each on one node")
+    own.add_argument("--max-replicas", type=whole, metavar="N", help="elastic: up to so many, as there is room")
     own.add_argument("--gang", choices=("fewest", "one", "spread"), help="how the replicas lie over places")
     own.add_argument("--over", choices=("node", "rack", "link-domain"), help="which places those are (rack)")
-    own.add_argument("--ttl", type=float, metavar="SECONDS", help="time to live without renewal (60)")
+    own.add_argument("--ttl", type=duration, metavar="TIME", help="time to live without renewal (60)")
     own.add_argument("--duration", type=duration, metavar="TIME", help="it ends by itself after that: 90, 15m, 2h")
     own.add_argument("--start", type=moment, metavar="WHEN", help="reserve for later: +2h, 2031-05-01T08:00")
     own.add_argument("--grace", type=duration, metavar="TIME", help="how long to leave if it is taken back (30)")
-    own.add_argument("--priority", type=int, metavar="N", help="higher goes first (0)")
+    own.add_argument("--priority", type=whole, metavar="N", help="higher goes first (0)")
     own.add_argument("--preempt", action="store_true", default=None, help="push out who has a lower priority")
     own.add_argument("--queue", action="store_true", default=None, help="wait in the queue if there is no room")
     own.add_argument("--wait-for", type=duration, metavar="TIME", help="wait in the queue, for so long at most")
     own.add_argument("--tenant", help="on whose account (default)")
     own.add_argument("--id", help="makes the claim idempotent: asked twice, granted once")
-    own.add_argument("--file", type=Path, metavar="FILE", help="a whole claim in TOML or JSON")
+    own.add_argument(
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="a whole claim: TOML, JSON, YAML, or a ResourceClaim of Kubernetes (-: standard input)",
+    )
 
 
 def _claim_now(own: argparse.ArgumentParser) -> None:
@@ -187,12 +221,12 @@ def _release(own: argparse.ArgumentParser) -> None:
 
 def _renew(own: argparse.ArgumentParser) -> None:
     _release(own)
-    own.add_argument("--ttl", type=float, metavar="SECONDS", help="a different time to live from now on")
+    own.add_argument("--ttl", type=duration, metavar="TIME", help="a different time to live from now on")
 
 
 def _resize(own: argparse.ArgumentParser) -> None:
     _release(own)
-    own.add_argument("replicas", type=int, help="how many it shall have")
+    own.add_argument("replicas", type=whole, help="how many it shall have")
 
 
 def _events(own: argparse.ArgumentParser) -> None:
@@ -212,7 +246,7 @@ def _repair(own: argparse.ArgumentParser) -> None:
 
 
 def _cordon(own: argparse.ArgumentParser) -> None:
-    own.add_argument("target", help="a device's id, name or alias, or a node")
+    own.add_argument("target", nargs="?", help="a device's id, name or alias, or a node (say what is cordoned)")
     own.add_argument("--why", default="", help="the reason, for those who wonder")
 
 
@@ -221,7 +255,8 @@ def _uncordon(own: argparse.ArgumentParser) -> None:
 
 
 def _drain(own: argparse.ArgumentParser) -> None:
-    _cordon(own)
+    own.add_argument("target", help="a device's id, name or alias, or a node")
+    own.add_argument("--why", default="", help="the reason, for those who wonder")
     own.add_argument("--grace", type=duration, metavar="TIME", help="how long holders have (as each was promised)")
 
 
@@ -231,11 +266,11 @@ def _tenants(own: argparse.ArgumentParser) -> None:
 
 def _quotas(own: argparse.ArgumentParser) -> None:
     own.add_argument("tenant", help="as in physics/lattice")
-    own.add_argument("--weight", type=int, metavar="N", help="its share beside its siblings (1)")
+    own.add_argument("--weight", type=whole, metavar="N", help="its share beside its siblings (1)")
     for name, text in (("guarantee", "what it gets back from borrowers"), ("quota", "what it never exceeds")):
-        own.add_argument(f"--{name}", action="append", type=amount, metavar="KIND=N", help=text)
-    own.add_argument("--most-claims", type=int, metavar="N", help="how many leases it may have")
-    own.add_argument("--most-waiting", type=int, metavar="N", help="how many of its claims may wait")
+        own.add_argument(f"--{name}", action="append", type=devices, metavar="KIND=N", help=text)
+    own.add_argument("--most-claims", type=whole, metavar="N", help="how many leases it may have")
+    own.add_argument("--most-waiting", type=whole, metavar="N", help="how many of its claims may wait")
     own.add_argument("--claims-per-second", type=float, metavar="RATE", help="how often it may claim")
     own.add_argument("--forget", action="store_true", help="forget all that was said about it")
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from hal.broker.journal.sqlite import SqliteStore
-from hal.cli.claims import read_claim
+from hal.cli.claim_file import read_claim
 from hal.cli.leases import quoted
 from hal.cli.main import main
 from hal.errors import ClaimError
@@ -77,7 +77,9 @@ def test_what_cannot_be_is_refused_and_explained(hal):
     assert told["requests"][0]["blocks"]
     assert told["nearest"] == ["gpu:7"]
     assert {reason["reason"] for reason in told["devices"]} == {"held by lease pair of default (prepared)"}
-    assert "1 held by lease pair of default (prepared): dgx-h100/gpu" in hal("explain", "gpu:9", code=1)
+    said = hal("explain", "gpu:9", code=1)
+    assert "  1 device (dgx-h100/gpu" in said
+    assert "): held by lease pair of default (prepared)\n" in said
 
 
 def test_a_gpu_that_is_lost_is_refused_and_after_its_repair_claimed_again(hal):
@@ -115,13 +117,20 @@ WRONG = [
     (("claim", "gpu:" + "9" * 5000), "not a number"),
     (("claim", "gpu", "--count", "x"), "usage"),
     (("claim", "gpu", "--count", "0"), "count is 0"),
-    (("claim", "gpu", "--ttl", "nan"), "ttl_seconds"),
+    (("claim", "gpu", "--ttl", "nan"), "no duration"),
+    (("claim", "gpu", "--ttl", "0"), "ttl_seconds"),
+    (("claim", "gpu", "--count", "1e3"), "no whole number"),
     (("claim", "gpu", "--wait", "nan"), "seconds"),
     (("claim", "gpu", "--id", "a b"), "without spaces"),
     (("claim", "gpu", "--tenant", ""), "tenant"),
     (("claim", "gpu", "--where", "memory_byts > 1"), "did you mean memory_bytes"),
     (("claim", "gpu", "--where", "memory_bytes >"), "position"),
     (("claim", "gpu", "--same", "moon"), "numa"),
+    (("claim", "gpu", "--same", "modle"), "did you mean model?"),
+    (("claim", "gpu", "--same", "a b"), "an attribute"),
+    (("quotas", "physics", "--quota", "memory_bytes=16Gi"), "no number of devices"),
+    (("quotas", "physics", "--guarantee", "gpus=1"), "one of gpu"),
+    (("cordon", "--why", "noisy"), "what is to be cordoned?"),
     (("claim", "--file", "/nowhere.json"), "cannot be read"),
     (("claim", "gpu", "--file", "x"), "leave out"),
     (("events", "--since", "-1"), "revision"),
@@ -236,7 +245,7 @@ def test_a_mistake_of_ours_ends_with_70(tmp_path, monkeypatch, capsys):
         ("ttl = 5\n", "allowed are id, requests, constraints, tenant, ttl_seconds, "),
         ('[[requests]]\nkind = "gpu"\nconut = 3\n', "allowed are kind, count, where, name"),
         ('[[requests]]\nkind = "gpuu"\n', "one of gpu, dpu"),
-        ('same = "numaa"\n[[requests]]\nkind = "gpu"\n', "one of node, numa, pci-switch, rack"),
+        ('same = "nu ma"\n[[requests]]\nkind = "gpu"\n', "one of node, numa, pci-switch, rack"),
         ('ttl_seconds = "5"\n[[requests]]\nkind = "gpu"\n', "requests = ["),
     ],
 )

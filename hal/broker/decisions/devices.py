@@ -173,7 +173,9 @@ def cordon(state: State, command: c.SetCordon, now: float) -> Decision:
         records.append(r.Cordoned(at=now, target=command.target, why=why, by=command.by, draining=draining))
     told: list[Lease] = []
     if command.drain:
-        reason = f"{command.target.removeprefix(NODE)} is drained by {command.by}"
+        drained = state.devices.get(command.target)
+        name = command.target.removeprefix(NODE) if drained is None else drained.name
+        reason = f"{name} is drained by {command.by}"
         if command.why:
             reason += f": {command.why}"
         holders = dict.fromkeys(lease_id for device_id in concerned for lease_id in state.holders_of(device_id))
