@@ -8,18 +8,15 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from hal.agent.repair import Repair
 from hal.api import calls
 from hal.api.ask import Asked, make_claim
 from hal.api.client import SILENT_SECONDS, WAIT_SECONDS, late, unreachable
 from hal.api.held import HeldLease as LocalHeldLease
 from hal.api.http1 import Address, Response, ShortPath
-from hal.api.local import Status
 from hal.api.surface import TenantReport, Waiting
 from hal.api.wire import WhoAmI
-from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Queued
 from hal.broker.journal.audit import Anchor, AuditLine, AuditReport
 from hal.broker.snapshot import Cordon
@@ -30,6 +27,11 @@ from hal.model.device import Device
 from hal.model.event import Event
 from hal.model.lease import Lease
 from hal.model.tenant import Tenant
+
+if TYPE_CHECKING:
+    from hal.agent.repair import Repair
+    from hal.api.glance import Status
+    from hal.broker.allocation.explain import Explanation
 
 T = TypeVar("T")
 _CHUNK = 1 << 16

@@ -7,17 +7,15 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from hal.agent.repair import Repair
 from hal.api import wire as w
 from hal.api.held import Ticket
-from hal.api.local import Status
 from hal.api.surface import TenantReport, Waiting
-from hal.broker.allocation.explain import Explanation
 from hal.broker.command import Answer, Granted, Queued, Refused, Undecided
 from hal.broker.journal.audit import Anchor, AuditReport
 from hal.broker.snapshot import Cordon
@@ -27,6 +25,11 @@ from hal.model.device import Device
 from hal.model.event import Event
 from hal.model.lease import Lease, LeaseState
 from hal.model.tenant import Tenant
+
+if TYPE_CHECKING:  # what answers with them is imported by whom it is asked
+    from hal.agent.repair import Repair
+    from hal.api.glance import Status
+    from hal.broker.allocation.explain import Explanation
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -75,17 +78,22 @@ def error_from(status: int, media: str, body: bytes) -> Exception:
 
 
 def _reader(kind: type[Any], pick: Callable[[Any], T]) -> Callable[[bytes], T]:
-    decoder = msgspec.json.Decoder(kind)
+    return lambda body: pick(_read(kind, body))
 
-    def read(body: bytes) -> T:
-        try:
-            return pick(decoder.decode(body))
-        except msgspec.MsgspecError as error:
-            raise BrokerError(
-                f"the server's answer cannot be read: {error}", during="ask", hint="server and client of one version"
-            ) from error
 
-    return read
+def _read(kind: Any, body: bytes) -> Any:
+    try:
+        return _decoder(kind).decode(body)
+    except msgspec.MsgspecError as error:
+        raise BrokerError(
+            f"the server's answer cannot be read: {error}", during="ask", hint="server and client of one version"
+        ) from error
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Make a decoder when the first answer of its kind comes: a command asks one thing, and there are twenty."""
+    return msgspec.json.Decoder(kind)
 
 
 def _lease(found: w.LeaseReply) -> Lease:
@@ -97,18 +105,36 @@ _LEASES: Callable[[bytes], tuple[Lease, ...]] = _reader(w.Leases, lambda found: 
 _QUEUE: Callable[[bytes], tuple[Waiting, ...]] = _reader(w.Queue, lambda found: found.waiting)
 _ANSWERS: Callable[[bytes], list[Answer]] = _reader(w.Answers, lambda found: list(found.answers))
 _ANSWER: Callable[[bytes], Answer] = _reader(w.OneAnswer, lambda found: found.answer)
-_EXPLANATION: Callable[[bytes], Explanation] = _reader(Explanation, lambda found: found)
 _TICKET: Callable[[bytes], Ticket] = _reader(Ticket, lambda found: found)
-_STATUS: Callable[[bytes], Status] = _reader(Status, lambda found: found)
 _DEVICES: Callable[[bytes], tuple[Device, ...]] = _reader(w.Devices, lambda found: found.devices)
 _EVENTS: Callable[[bytes], w.Events] = _reader(w.Events, lambda found: found)
 _CORDONS: Callable[[bytes], tuple[Cordon, ...]] = _reader(w.Cordons, lambda found: found.cordons)
 _TENANTS: Callable[[bytes], tuple[TenantReport, ...]] = _reader(w.Tenants, lambda found: found.tenants)
 _TENANT: Callable[[bytes], TenantReport] = _reader(TenantReport, lambda found: found)
-_REPAIR: Callable[[bytes], Repair] = _reader(Repair, lambda found: found)
 _TRAIL: Callable[[bytes], w.Trail] = _reader(w.Trail, lambda found: found)
 _AUDIT_REPORT: Callable[[bytes], AuditReport] = _reader(AuditReport, lambda found: found)
 _WHOAMI: Callable[[bytes], w.WhoAmI] = _reader(w.WhoAmI, lambda found: found)
+
+
+def _explanation(body: bytes) -> Explanation:
+    from hal.broker.allocation.explain import Explanation
+
+    found: Explanation = _read(Explanation, body)
+    return found
+
+
+def _status(body: bytes) -> Status:
+    from hal.api.glance import Status
+
+    found: Status = _read(Status, body)
+    return found
+
+
+def _repair(body: bytes) -> Repair:
+    from hal.agent.repair import Repair
+
+    found: Repair = _read(Repair, body)
+    return found
 
 
 def _nothing(body: bytes) -> None:
@@ -137,7 +163,7 @@ def wait_for(claim_id: str, seconds: float) -> Call[Answer]:
 
 def explain(claim: Claim) -> Call[Explanation]:
     """Say why not."""
-    return Call("POST", "/v1/explain", _EXPLANATION, _ENCODER.encode(claim))
+    return Call("POST", "/v1/explain", _explanation, _ENCODER.encode(claim))
 
 
 def renew(lease_id: str, ttl_seconds: float | None, tenant: str | None) -> Call[Lease]:
@@ -175,7 +201,7 @@ def queue(tenant: str | None) -> Call[tuple[Waiting, ...]]:
 
 def status() -> Call[Status]:
     """The broker at a glance."""
-    return Call("GET", "/v1/status", _STATUS)
+    return Call("GET", "/v1/status", _status)
 
 
 def devices() -> Call[tuple[Device, ...]]:
@@ -232,7 +258,7 @@ def remove_tenant(path: str) -> Call[None]:
 def repair(device: str, words: dict[str, Any]) -> Call[Repair]:
     """Repair a device."""
     body = w.RepairBody(device=device, **words)
-    return Call("POST", "/v1/repairs", _REPAIR, _ENCODER.encode(body), seconds=body.deadline_seconds)
+    return Call("POST", "/v1/repairs", _repair, _ENCODER.encode(body), seconds=body.deadline_seconds)
 
 
 def audit(since: int) -> Call[w.Trail]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hal.api.client import Client
 from hal.api.folders import folders
-from hal.api.local import LocalBroker
-from hal.api.opening import open_broker
+
+if TYPE_CHECKING:
+    from hal.api.client import Client
+    from hal.api.local import LocalBroker
 
 SOCKET = "hal.sock"
 ADDRESS = "HAL_SERVER"
@@ -57,5 +59,9 @@ def connect(
     environ = os.environ if environ is None else environ
     address = find_server(environ, state)
     if address is None:
+        from hal.api.opening import open_broker
+
         return open_broker(environ, state, deadline_seconds=deadline_seconds)
+    from hal.api.client import Client
+
     return Client(address, token=environ.get(TOKEN) or None, timeout_seconds=timeout_seconds)

@@ -10,7 +10,7 @@ from hal import errors
 from hal.api.surface import TenantReport, Waiting
 from hal.broker.command import Granted, Queued, Refused, Undecided
 from hal.broker.journal.audit import AuditLine
-from hal.broker.journal.store import Compacted
+from hal.broker.journal.compacted import Compacted
 from hal.broker.snapshot import Cordon
 from hal.errors import BrokerError, HalError
 from hal.model.claim import Claim

@@ -21,7 +21,7 @@ from hal.api.surface import TenantReport, Waiting
 from hal.api.tokens import make_key, make_token, read_key
 from hal.broker.allocation.explain import DeviceReason, Explanation
 from hal.broker.command import Granted, Queued, Refused
-from hal.broker.journal.store import Compacted
+from hal.broker.journal.compacted import Compacted
 from hal.broker.snapshot import Cordon, Fenced
 from hal.errors import ClaimError, ClaimRefused, DeviceNotFound, LeaseEnded, LeaseNotFound
 from hal.interfaces.deadline import Deadline

@@ -16,8 +16,8 @@ from hal.broker.journal.audit import (
     seal,
     tail_of,
 )
+from hal.broker.journal.compacted import Compacted
 from hal.broker.journal.snapshots import AT_ONCE, compaction_entry, refuse_compaction
-from hal.broker.journal.store import Compacted
 from hal.broker.record import AnyRecord, encode_record
 from hal.broker.state import Snapshot
 from hal.errors import JournalError

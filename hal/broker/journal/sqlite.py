@@ -17,12 +17,13 @@ import msgspec
 
 from hal.broker.journal import schema
 from hal.broker.journal.audit import Anchor, AuditEntry, AuditLine, AuditReport, Row, Verifier, line_of, seal, tail_of
+from hal.broker.journal.compacted import Compacted
 from hal.broker.journal.file import FILE, FULL, JournalFile
 from hal.broker.journal.lock import JournalBusy
 from hal.broker.journal.reserve import BYTES
 from hal.broker.journal.schema import SCHEMA
 from hal.broker.journal.snapshots import AT_ONCE, REST, compaction_entry, join, refuse_compaction, split
-from hal.broker.journal.store import ENDING, NEW, Compacted, JournalFull, read_back, tag_of
+from hal.broker.journal.store import ENDING, NEW, JournalFull, read_back, tag_of
 from hal.broker.record import AnyRecord, decode_record
 from hal.broker.state import Snapshot
 from hal.errors import JournalError

@@ -26,21 +26,6 @@ NEW = frozenset(
 """Records that a full disk refuses. All others (renewals, what was seen of a device) may use half of the reserve."""
 
 
-class Compacted(JournalError):
-    """The records asked for are not kept any more: take a snapshot, and go on from its revision.
-
-    ``oldest`` is the oldest revision that can be continued from.
-    """
-
-    def __init__(self, after: int, oldest: int) -> None:
-        super().__init__(
-            f"the records after revision {after} are gone; the oldest to go on from is {oldest}",
-            during="replay",
-            hint="take a snapshot, and go on from its revision",
-        )
-        self.oldest = oldest
-
-
 class JournalFull(JournalError):
     """There is no room. Surely nothing was written; records that end leases may still find some on their own."""
 
@@ -72,7 +57,8 @@ class Store(Protocol):
     def replay(self, after: int = 0) -> Iterator[tuple[int, AnyRecord]]:
         """Yield the records after a revision, in order, with their own revisions.
 
-        Raises :class:`Compacted` if they are not all kept any more, at once or while it is read.
+        Raises :class:`~hal.broker.journal.compacted.Compacted` if they are not all kept any more, at once or while it
+        is read.
         """
         ...
 

@@ -8,9 +8,10 @@ import pytest
 
 from hal.broker import command as c
 from hal.broker.journal.audit import Anchor, AuditEntry, AuditReport, export_lines, verify_lines
+from hal.broker.journal.compacted import Compacted
 from hal.broker.journal.memory import MemoryStore
 from hal.broker.journal.sqlite import FILE, SqliteStore
-from hal.broker.journal.store import Compacted, Store, load_state, read_trail
+from hal.broker.journal.store import Store, load_state, read_trail
 from hal.broker.ledger import Ledger
 from hal.broker.record import BootSeen, LeaseSuspected
 from hal.errors import JournalError
