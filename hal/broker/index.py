@@ -20,7 +20,8 @@ class DeviceIndex(ABC):
     """The machines as :class:`~hal.broker.allocation.places.Node`, with what is held, kept and cordoned.
 
     ``touched`` lists the numbers of nodes that changed, in order; who has read to ``forgotten_touches + len(touched)``
-    knows them all. ``views`` are the allocator's own memory. ``openings`` counts what could let a waiting claim in.
+    knows them all. ``views`` are the allocator's own memory, ``recent`` some of
+    them by the identity of what was asked. ``openings`` counts what could let a waiting claim in.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class DeviceIndex(ABC):
         self.touched: list[int] = []
         self.forgotten_touches = 0
         self.views: dict[Any, Any] = {}
+        self.recent: dict[int, Any] = {}
         self.policy: Any = None
         self.sights = 0
         self.openings = 0

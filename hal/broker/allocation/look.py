@@ -5,8 +5,8 @@ A claim then costs what changed since the last one, and not the number of device
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Memory = tuple[int, int, Partial]
 MOST_SOLVED = 200_000
+MOST_ENTRIES = 100_000
 STEPS = 20_000
 """How many steps of search one situation of a node is worth."""
 
@@ -37,6 +38,10 @@ class Solved(msgspec.Struct, frozen=True, gc=False):
     order: Positions
     partitions: tuple[tuple[int, int, str], ...]
     taken: int
+
+
+Entry = tuple[Score, int, int, int, Situation, Solved | None]
+"""A situation in the queue: by its score (a bound while it is not solved), then hardware, what is free, number."""
 
 
 class Look:
@@ -52,11 +57,11 @@ class Look:
         self._by_number = isinstance(policy, FirstFit)
         self._facts: dict[int, Facts] = {}
         self._solved: dict[Memory, Solved | None] = {}
-        self._known: dict[int, Solved | None] = {}
-        self._bounds: dict[int, Score] = {}
+        self._entries: dict[int, Entry | None] = {}
+        self._scores: dict[Score, Score] = {}
         self._unknown: set[Memory] = set()
         self._packed: dict[Memory, tuple[list[Solved], bool]] = {}
-        self._heap: list[tuple[Score, int, int, int, Situation, Solved | None]] = []
+        self._heap: list[Entry] = []
         self._queued: set[int] = set()
         self._born = -1
 
@@ -72,46 +77,45 @@ class Look:
         self._born = reached
         start = born - table.forgotten_births
         fresh = births[start:] if born >= 0 and start >= 0 else table.alive()
-        queued, known, bounds = self._queued, self._known, self._bounds
+        heap, queued, entries = self._heap, self._queued, self._entries
         for situation in fresh:
             number = situation.number
             if number in queued:
                 continue
-            if number in known:
-                solved = known[number]
-                if solved is not None:
-                    self._queue(solved.score, situation, solved)
-                continue
-            if self.in_part:
-                answer = self._settled(situation)
-                if answer is not None:
-                    self._queue(answer.score, situation, answer)
-                continue
-            if number in bounds:
-                self._queue(bounds[number], situation, None)
-                continue
-            facts = self._facts.get(situation.hardware.number) or self.facts(situation)
-            free = situation.free & facts.union
-            if free.bit_count() >= facts.total:
-                # To solve it is put off until it may be the best: most situations never are.
-                bound = self.policy.bound(Scene(facts.layout, facts.union), free, facts.total)
-                bounds[number] = bound
-                self._queue(bound, situation, None)
-            else:
-                known[number] = None
+            try:
+                entry = entries[number]
+            except KeyError:
+                entry = self._first_seen(situation)
+            if entry is not None:
+                queued.add(number)
+                heappush(heap, entry)
 
-    def _queue(self, score: Score, situation: Situation, solved: Solved | None) -> None:
-        self._queued.add(situation.number)
-        entry = (score, situation.hardware.number, situation.free, situation.number, situation, solved)
-        heapq.heappush(self._heap, entry)
+    def _first_seen(self, situation: Situation) -> Entry | None:
+        """Return the place of a situation in the queue: solved where that is cheap to ask for, else by its bound."""
+        if self.in_part:
+            return self._settled(situation)
+        facts = self._facts.get(situation.hardware.number) or self.facts(situation)
+        free = situation.free & facts.union
+        if free.bit_count() < facts.total:
+            return self._enter(situation, None, None)
+        # To solve it is put off until it may be the best: most situations never are.
+        return self._enter(situation, self.policy.bound(Scene(facts.layout, facts.union), free, facts.total), None)
 
-    def _settled(self, situation: Situation) -> Solved | None:
-        known = self._known
-        if len(known) + len(self._bounds) >= MOST_SOLVED:
-            known.clear()
-            self._bounds.clear()
-        solved = known[situation.number] = self.solve(situation)
-        return solved
+    def _enter(self, situation: Situation, score: Score | None, solved: Solved | None) -> Entry | None:
+        """Remember where a situation stands in the queue; without a score there is nothing to be had in it."""
+        entries, entry = self._entries, None
+        if len(entries) >= MOST_ENTRIES:
+            entries.clear()
+            self._scores.clear()
+        if score is not None:
+            score = self._scores.setdefault(score, score)  # the same one is compared faster than an equal one
+            entry = (score, situation.hardware.number, situation.free, situation.number, situation, solved)
+        entries[situation.number] = entry
+        return entry
+
+    def _settled(self, situation: Situation) -> Entry | None:
+        solved = self.solve(situation)
+        return self._enter(situation, None if solved is None else solved.score, solved)
 
     def best(self) -> tuple[int, Solved] | None:
         """Return the node and the devices of the best situation there is, or None."""
@@ -119,18 +123,21 @@ class Look:
             return self.best_but({})
         heap, where = self._heap, self.table.where
         while heap:
-            _, _, _, number, situation, solved = heap[0]
-            index = situation.first(where)
-            if index is not None:
-                if solved is not None:
-                    return index, solved
-                solved = self._settled(situation)
-                if solved is not None:
-                    entry = (solved.score, situation.hardware.number, situation.free, number, situation, solved)
-                    heapq.heapreplace(heap, entry)
-                    continue
-            heapq.heappop(heap)
-            self._queued.discard(number)
+            entry = heap[0]
+            situation = entry[4]
+            if situation.live:
+                solved = entry[5]
+                if solved is None:
+                    known = self._settled(situation)
+                    if known is not None:
+                        heapreplace(heap, known)
+                        continue
+                else:
+                    index = situation.first(where)
+                    if index is not None:
+                        return index, solved
+            heappop(heap)
+            self._queued.discard(entry[3])
         return None
 
     def best_but(self, changed: Mapping[int, Situation]) -> tuple[int, Solved] | None:
@@ -144,7 +151,7 @@ class Look:
                 if index is not None and index in changed:
                     left = (i for i in situation.members(self.table.where) if i not in changed)
                     index = next(left, None)
-                solved = known or (self._settled(situation) if index is not None else None)
+                solved = known or (self.solve(situation) if index is not None else None)
                 if index is None or solved is None:
                     continue
                 score = solved.score

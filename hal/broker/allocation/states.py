@@ -7,8 +7,8 @@ brought up to date from ``state.touched``, and tells its readers which situation
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from hal.broker.allocation.facts import Layout, capacity_of
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Aspect = tuple[str, Any]
 MOST_SITUATIONS = 100_000
 MOST_TABLES = 64
+FEW = 16
+"""So few changes are not worth a look for doubles."""
 TABLES = "tables"
 """Where the tables are in ``state.views``."""
 
@@ -61,7 +63,7 @@ class Situation:
             index = heap[0]
             if where[index] is self:
                 return index
-            heapq.heappop(heap)
+            heappop(heap)
             self.queued.discard(index)
         return None
 
@@ -107,17 +109,16 @@ class Table:
         self.seen = reached
         start = seen - state.forgotten_touches
         if seen < 0 or start < 0:
-            changed: Iterable[int] = range(len(nodes))
-        elif reached - seen == 1:
-            changed = touched[-1:]
+            self._move(nodes, range(len(nodes)))
+        elif reached - seen <= FEW:
+            self._move(nodes, touched[start:])  # a node that comes twice has nothing new to tell
         else:
-            changed = dict.fromkeys(touched[start:])
-        self._move(nodes, changed)
+            self._move(nodes, dict.fromkeys(touched[start:]))
         if self._known > MOST_SITUATIONS + 4 * len(nodes):
             self._prune()
 
     def _move(self, nodes: Sequence[Node], changed: Iterable[int]) -> None:
-        where, versions, hardwares, births = self.where, self._versions, self._hardware, self.births
+        where, versions, hardwares = self.where, self._versions, self._hardware
         special = self.loose or self.empty
         for index in changed:
             node = nodes[index]
@@ -141,14 +142,17 @@ class Table:
             before = where[index]
             if situation is before:
                 continue
+            where[index] = situation
             if before is not None:
                 before.live -= 1
-            where[index] = situation
-            if index not in situation.queued:
-                situation.queued.add(index)
-                heapq.heappush(situation.heap, index)
-            situation.live += 1
-            if situation.live == 1:
+            queued = situation.queued
+            if index not in queued:
+                queued.add(index)
+                heappush(situation.heap, index)
+            live = situation.live
+            situation.live = live + 1
+            if not live:
+                births = self.births
                 births.append(situation)
                 if len(births) > 4096 + 4 * len(where):
                     self.forgotten_births += len(births)

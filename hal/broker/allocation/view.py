@@ -105,6 +105,7 @@ def view_of(state: State, shape: Shape, empty: bool = False) -> View:
         while len(views) >= MOST_VIEWS:
             oldest = next(name for name in views if name != TABLES)
             del views[oldest]
+            state.recent.clear()
         view = views[name] = View(shape, policy, empty)
     return view
 
@@ -125,7 +126,15 @@ def allocate(state: State, claim: Claim, view: View | None = None, *, replicas: 
     ``replicas`` asks for exactly so many, whatever the claim says. None: the search was given up, nobody knows.
     """
     if view is None:
-        view = view_of(state, (claim.requests, claim.constraints))
+        view = state.recent.get(id(claim.requests))
+        if (
+            view is None
+            or view.requests is not claim.requests
+            or view.constraints is not claim.constraints
+            or view.policy is not (state.policy or PACK)
+        ):
+            view = view_of(state, (claim.requests, claim.constraints))
+            state.recent[id(view.requests)] = view
     if claim.replicas == 1 and claim.gang is None and claim.max_replicas in (None, 1) and replicas is None:
         look = view.first
         if look is not None:
