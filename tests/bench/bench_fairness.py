@@ -17,6 +17,8 @@ RESOURCES = ("gpu", "rnic", "pmem", "dpu", "upmem", "memory_gib")
 TOTALS = dict(zip(RESOURCES, (1_000_000, 200_000, 200_000, 200_000, 200_000, 200_000), strict=True))
 DECISIONS = 10_000
 GOAL, GOAL_P99 = 10_000, 0.005
+CLOCK = time.process_time
+"""Processor time: it is the same whoever else uses the machine, and nothing here waits."""
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Queue:
     claims: dict[str, tuple[str, int]]
     leases: list[tuple[str, int]]
     can: set[Hashable] = field(default_factory=set)
+    arrived: int = 0
 
     def look(self) -> None:
         """See which shapes fit into what is left: the allocator's work, which is not measured here."""
@@ -39,34 +42,45 @@ class Queue:
             if all(amount <= self.left[name] for name, amount in amounts.items())
         }
 
-    def decide(self) -> bool:
-        """Serve the next claim; False if none can be."""
+    def decide(self) -> float | None:
+        """Serve the next claim, and return the seconds that the tree took; None if no claim can be served."""
+        start = CLOCK()
         found = self.tree.next(self.can.__contains__)
+        taken = CLOCK() - start
         if found is None:
-            return False
+            return None
         path, shape = self.claims.pop(found)
-        self.tree.use(path, self.shapes[shape])
+        amounts = self.shapes[shape]
+        start = CLOCK()
+        self.tree.use(path, amounts)
         self.tree.remove(found)
-        for name, amount in self.shapes[shape].items():
+        taken += CLOCK() - start
+        for name, amount in amounts.items():
             self.left[name] -= amount
         self.leases.append((path, shape))
-        return True
+        return taken
 
-    def end(self) -> None:
-        """End a lease, drawn at random, and let its tenant ask for the same again."""
+    def end(self) -> float:
+        """End a lease, drawn at random, let its tenant ask for the same again, and return the tree's seconds."""
         at = self.draw.randrange(len(self.leases))
         self.leases[at], self.leases[-1] = self.leases[-1], self.leases[at]
         path, shape = self.leases.pop()
-        self.tree.give_back(path, self.shapes[shape])
-        for name, amount in self.shapes[shape].items():
+        amounts = self.shapes[shape]
+        claim = self.name(path, shape)
+        start = CLOCK()
+        self.tree.give_back(path, amounts)
+        self.tree.push(claim, path, amounts, shape, 0, 0.0)
+        taken = CLOCK() - start
+        for name, amount in amounts.items():
             self.left[name] += amount
-        self.push(path, shape)
+        return taken
 
-    def push(self, path: str, shape: int) -> None:
-        """Let a claim wait."""
-        name = f"c{len(self.claims)}-{self.draw.random()}"
-        self.claims[name] = path, shape
-        self.tree.push(name, path, self.shapes[shape], shape, 0, 0.0)
+    def name(self, path: str, shape: int) -> str:
+        """Return the name of a new claim."""
+        self.arrived += 1
+        claim = f"c{self.arrived}"
+        self.claims[claim] = path, shape
+        return claim
 
 
 def build(shapes: int, *, room: float = 1.0, limits: bool = False) -> Queue:
@@ -89,12 +103,13 @@ def build(shapes: int, *, room: float = 1.0, limits: bool = False) -> Queue:
                 path = f"o{org}/t{team}/u{user}"
                 queue.tree.set_tenant(Tenant(path=path, weight=draw.choice((1, 1, 2, 4))))
                 for _ in range(2):
-                    queue.push(path, draw.randrange(shapes))
+                    shape = draw.randrange(shapes)
+                    queue.tree.push(queue.name(path, shape), path, drawn[shape], shape, 0, 0.0)
     return queue
 
 
 def timed(queue: Queue, *, full: bool, many: int) -> list[float]:
-    """Return the seconds of each decision, in order of length, with the collector off.
+    """Return the processor seconds of each decision, in order of length, with the collector off.
 
     In a full cluster each decision follows the end of a lease, whose tenant asks again.
     """
@@ -103,14 +118,9 @@ def timed(queue: Queue, *, full: bool, many: int) -> list[float]:
     gc.disable()
     try:
         for _ in range(many):
-            start = time.perf_counter()
-            if full:
-                queue.end()
-            middle = time.perf_counter()
+            ended = queue.end() if full else 0.0
             queue.look()
-            again = time.perf_counter()
-            queue.decide()
-            taken.append(time.perf_counter() - again + middle - start)
+            taken.append(ended + (queue.decide() or 0.0))
     finally:
         gc.enable()
     return sorted(taken)
@@ -133,14 +143,14 @@ def run() -> Iterator[Row]:
         queue = build(**words)
         full = "room" in words
         first = timed(queue, full=False, many=1)[0]
-        while full and queue.decide():
+        while full and queue.decide() is not None:
             queue.look()
         taken = timed(queue, full=full, many=DECISIONS)
         rate, p99 = DECISIONS / sum(taken), taken[int(DECISIONS * 0.99)]
         yield Row(
             name=f"who is next, {users}, {name}",
-            measured=f"{rate:,.0f} a second, p50 {taken[DECISIONS // 2] * 1e6:.0f} us, p99 {p99 * 1e3:.2f} ms, "
-            f"max {taken[-1] * 1e3:.1f} ms",
+            measured=f"{rate:,.0f} a second of processor time, p50 {taken[DECISIONS // 2] * 1e6:.0f} us, "
+            f"p99 {p99 * 1e3:.2f} ms, max {taken[-1] * 1e3:.1f} ms",
             peer="goal",
             ratio=GOAL / rate,
             goal=f"at least {GOAL:,} a second, p99 under {GOAL_P99 * 1e3:.0f} ms",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hal.broker.fair.limits import covers, exceeded
+from hal.broker.fair.stand import Stand
 
 if TYPE_CHECKING:
-    from hal.broker.fair.node import Entry, Node, World
+    from hal.broker.fair.node import Node, World
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingClaim:
+class WaitingClaim(NamedTuple):
     """One claim in the queue. ``number`` is the place of its arrival."""
 
     id: str
@@ -23,23 +22,23 @@ class WaitingClaim:
     number: int
 
 
-class Leaf:
+class Leaf(Stand):
     """What one tenant uses and waits for itself, without those below it.
 
     It competes under its ``host``: the tenant's parent, or the tenant itself where others are below it. It then is a
     child of its own tenant, with the name ``""`` and the weight 1.
     """
 
-    __slots__ = ("busy", "entry", "lines", "mask", "node", "use", "waiting")
+    __slots__ = ("busy", "lines", "mask", "node", "use", "waiting")
 
     def __init__(self, node: Node, resources: int) -> None:
+        super().__init__()
         self.node = node
         self.use = [0] * resources
         self.waiting = 0
         self.busy = False
         self.lines: dict[int, list[tuple[float, int, str]]] = {}
         self.mask = 0
-        self.entry: Entry | None = None
 
     @property
     def alone(self) -> bool:
@@ -51,16 +50,6 @@ class Leaf:
         """The node among whose children it competes."""
         node = self.node
         return node if node.parent is None or node.children else node.parent
-
-    @property
-    def name(self) -> str:
-        """What it is called among its siblings: ties are decided by it."""
-        return self.node.name if self.alone else ""
-
-    @property
-    def weight(self) -> int:
-        """Its weight beside its siblings."""
-        return self.node.weight if self.alone else 1
 
     def push(self, claim: WaitingClaim) -> None:
         """Put a claim in line."""
@@ -83,6 +72,9 @@ class Leaf:
 
     def first(self, allowed: int) -> str:
         """Return the claim that came first, of the shapes that are allowed."""
+        if len(self.lines) == 1:
+            (line,) = self.lines.values()
+            return line[0][2]
         return min(line[0] for bit, line in self.lines.items() if allowed >> bit & 1)[2]
 
     def open(self, world: World) -> tuple[int, int]:

@@ -5,24 +5,23 @@ The definition is in ``docs/explanation/fairness.md``; the names here are its na
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from bisect import bisect_left, insort
+from heapq import heappush
 from math import lcm
 from operator import add, sub
 from typing import TYPE_CHECKING
 
 from hal.broker.fair.leaf import Leaf
-from hal.broker.fair.limits import Pairs, bits_of, covers, exceeded
+from hal.broker.fair.limits import Pairs, bits_of
 from hal.broker.fair.shape import Shapes
+from hal.broker.fair.stand import Heap, Stand, head, tidy
 
 if TYPE_CHECKING:
+    from hal.broker.fair.view import Chosen
     from hal.model.tenant import Tenant
 
 QUANTUM = 1 << 64
 """Shares are counted in this fraction of a resource's total (the definition says where they are rounded)."""
-
-Heap = list[tuple[int, str, int, "Leaf | Node"]]
-"""Children by their weighted dominant share (times the node's factor), then by name; with the serial of an entry."""
 
 
 class World:
@@ -34,32 +33,15 @@ class World:
         self.totals: list[int] = []
         self.shapes = Shapes()
         self.epoch = 0
-        self._serial = 0
-
-    def serial(self) -> int:
-        """Return a number that was never returned before."""
-        self._serial += 1
-        return self._serial
 
     def ratios(self, use: list[int]) -> list[int]:
         """Return what part of everything a use is, in quanta; of what there is nothing, nothing counts."""
         return [
-            QUANTUM * used // total if used and total > 0 else 0 for used, total in zip(use, self.totals, strict=True)
+            (used << 64) // total if used and total > 0 else 0 for used, total in zip(use, self.totals, strict=True)
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """How a waiting child stands among its siblings."""
-
-    serial: int
-    admitted: int
-    covered: int
-    scaled: list[int]
-    use: list[int]
-
-
-class Node:
+class Node(Stand):
     """A tenant, or the root. ``use``, ``leases`` and ``waiting`` count what is at and below it.
 
     What is computed of it is brought up to date by :meth:`settle`, and depends on no decision: ``admitted`` are the
@@ -73,7 +55,54 @@ class Node:
     the least that they can count as in any decision; ``inner_order`` those of them with others below them.
     """
 
+    __slots__ = (
+        "_admitting",
+        "_blocked",
+        "_covering",
+        "_serials",
+        "_standing",
+        "admitted",
+        "below",
+        "busy",
+        "busy_weight",
+        "children",
+        "choices",
+        "coverable",
+        "covered",
+        "covered_lines",
+        "direction",
+        "dirty",
+        "dominant",
+        "epoch",
+        "factor",
+        "full",
+        "guarantee",
+        "guaranteed",
+        "inner",
+        "inner_order",
+        "leases",
+        "lines",
+        "lowest",
+        "mask",
+        "name",
+        "order",
+        "own",
+        "parent",
+        "partial",
+        "path",
+        "quota",
+        "rest",
+        "scaled",
+        "stale",
+        "tenant",
+        "unit",
+        "use",
+        "waiting",
+        "weight",
+    )
+
     def __init__(self, name: str, parent: Node | None, resources: int) -> None:
+        super().__init__()
         self.name = name
         self.parent = parent
         self.path: str = f"{parent.path}/{name}" if parent and parent.path else name
@@ -94,31 +123,35 @@ class Node:
         self.epoch = -1
         self.dirty: dict[Leaf | Node, None] = {}
 
-        self.entry: Entry | None = None
         self.factor = 1
+        self.unit = QUANTUM
         self.inner = False
         self.mask = 0
-        self.admitted = self.covered = self.coverable = 0
-        self.full: list[int] = []
-        self.rest: list[int] = []
+        self.admitted = self.covered = self.coverable = self.below = 0
+        self.full: list[int] | None = None
+        self.rest: list[int] | None = None
+        self.choices: dict[tuple[int, int], Chosen | None] = {}
         self.scaled: list[int] = []
-        self.consumption: list[int] = []
         self.direction: list[int] = []
         self.dominant = self.lowest = 0
         self.lines: dict[int, Heap] = {}
         self.covered_lines: dict[int, Heap] = {}
         self.partial: set[Node] = set()
-        self._admitting: dict[int, int] = {}
-        self._open_use: list[int] = []
         self.order: Heap = []
-        self.inner_order: Heap = []
-        self._entries = 0
+        self.inner_order: list[tuple[int, str, Node]] = []
+        self._admitting: dict[int, int] = {}
+        self._covering: dict[int, int] = {}
+        self._blocked: list[int] = []
+        self._standing = 0
+        self._serials = 0
 
     def touch(self, leaf: Leaf) -> None:
         """Remember that a leaf under this node is not what it was, here and in everything above."""
+        if leaf in self.dirty:
+            return
         self.dirty[leaf] = None
         node, parent = self, self.parent
-        while parent is not None:
+        while parent is not None and node not in parent.dirty:
             parent.dirty[node] = None
             node, parent = parent, parent.parent
 
@@ -133,7 +166,7 @@ class Node:
                 self._place_leaf(item, world)
             elif item.children:  # one without has become a leaf, and everything was begun anew
                 item.settle(world)
-                self._place_node(item, world)
+                self._place_node(item)
         self.dirty.clear()
         self._sum_up(world)
 
@@ -144,153 +177,193 @@ class Node:
         if self.children or self.parent is None:
             items.append(self.own)
         for item in (*items, *self.dirty):
-            item.entry = None
+            item.forget_stand()
         self.dirty = dict.fromkeys(items)
         self.inner = any(child.children for child in self.children.values())
         self.factor = lcm(*(child.weight for child in self.children.values()))
-        self.mask = 0
+        self.unit = self.factor * QUANTUM
+        self.mask = self.below = 0
         self.scaled = [0] * len(world.names)
-        self._open_use = [0] * len(world.names)
-        self.lines.clear()
-        self.covered_lines.clear()
-        self._admitting.clear()
-        self.partial.clear()
+        self._blocked = [0] * len(world.names)
+        self.rest = None
+        self._standing = 0
+        for kept in (self.lines, self.covered_lines, self._admitting, self._covering, self.partial):
+            kept.clear()
         self.order.clear()
         self.inner_order.clear()
-        self._entries = 0
 
     def _place_leaf(self, leaf: Leaf, world: World) -> None:
-        before = self._take_out(leaf)
-        admitted, covered = leaf.open(world)
-        if admitted:
-            ratios = world.ratios(leaf.use)
-            dominant = max(ratios, default=0)
-            place = self._put_in(leaf, world, (admitted, covered), ratios, dominant, dominant)
-            for lines, mask in ((self.lines, admitted), (self.covered_lines, covered)):
-                for bit in bits_of(mask):
-                    line = lines.setdefault(bit, [])
-                    heappush(line, place)
-                    if len(line) > 2 * self._entries + 16:
-                        tidy(line)
-        self._recount(before, admitted)
+        """Let a leaf stand among its siblings as it is now."""
+        tenant = leaf.node
+        name, weight, admits, covers = "", 1, leaf.mask, 0
+        if tenant is not self:
+            name, weight = tenant.name, tenant.weight
+            if admits and (tenant.quota or tenant.guarantee):
+                admits, covers = leaf.open(world)
+        if not admits:
+            self._block(leaf, leaf.use)
+            return
+        ratios = world.ratios(leaf.use)
+        dominant = max(ratios, default=0)
+        key = dominant * (self.factor // weight)
+        if self.parent is not None:  # what the root counts as using is never asked
+            unit = weight << 64
+            self._add_part(leaf, [unit * part // dominant for part in ratios] if dominant else None)
+        before, covered = leaf.admits, leaf.covers
+        if key != leaf.key or not leaf.serial or before & ~admits or covered & ~covers:
+            self._stand(leaf, key, name)
+            before = covered = 0
+        place = (key, name, leaf.serial, leaf)
+        most = 2 * self._standing + 16
+        for lines, mask in ((self.lines, admits & ~before), (self.covered_lines, covers & ~covered)):
+            if mask:
+                for bit in leaf.lines:
+                    if mask >> bit & 1:
+                        line = lines.get(bit)
+                        if line is None:
+                            line = lines[bit] = []
+                        heappush(line, place)
+                        if len(line) > most:
+                            tidy(line)
+        if admits != leaf.admits or covers != leaf.covers:
+            self._recount(leaf, admits, covers)
 
-    def _place_node(self, child: Node, world: World) -> None:
-        before = self._take_out(child)
-        if child.admitted:
-            largest = max(child.direction, default=0)
-            place = self._put_in(child, world, (child.admitted, 0), child.direction, largest, child.dominant)
-            heappush(self.inner_order, place)
-            if len(self.inner_order) > 2 * self._entries + 16:
-                tidy(self.inner_order)
+    def _place_node(self, child: Node) -> None:
+        """Let a child with others below it stand among its siblings as it is now."""
+        admits, serial = child.admitted, child.serial
+        if not admits:
+            if serial:
+                del self.inner_order[bisect_left(self.inner_order, (child.key, child.name))]
+            self.partial.discard(child)
+            self._block(child, child.use)
+            return
+        key = child.dominant * (self.factor // child.weight)
+        if self.parent is not None:
+            unit, largest = child.weight << 64, max(child.direction, default=0)
+            self._add_part(child, [unit * part // largest for part in child.direction] if largest else None)
+        if key != child.key or not serial:
+            if serial:
+                del self.inner_order[bisect_left(self.inner_order, (child.key, child.name))]
+            insort(self.inner_order, (key, child.name, child))
+            self._stand(child, key, child.name)
         # One in or below which a quota refuses some that wait: what it counts as using is not that of a decision.
-        if child.admitted and (child.partial or child.admitted != child.mask):
+        if child.partial or admits != child.mask:
             self.partial.add(child)
         else:
             self.partial.discard(child)
-        self._recount(before, child.admitted)
+        if admits != child.admits or child.coverable != child.covers:
+            self._recount(child, admits, child.coverable)
 
-    def _put_in(
-        self, child: Leaf | Node, world: World, masks: tuple[int, int], direction: list[int], norm: int, dominant: int
-    ) -> tuple[int, str, int, Leaf | Node]:
-        """Let a waiting child stand among its siblings; return its place in their order."""
-        weight = child.weight
-        if self.parent is None:  # what the root counts as using is never asked
-            entry = child.entry = Entry(world.serial(), *masks, [], [])
-        else:
-            unit = weight * QUANTUM
-            scaled = [unit * part // norm for part in direction] if norm else direction
-            entry = child.entry = Entry(world.serial(), *masks, scaled, child.use.copy())
-            self.scaled = list(map(add, self.scaled, scaled))
-            self._open_use = list(map(add, self._open_use, entry.use))
-        self._entries += 1
-        place = (dominant * (self.factor // weight), child.name, entry.serial, child)
-        heappush(self.order, place)
-        if len(self.order) > 2 * self._entries + 16:
+    def _stand(self, child: Leaf | Node, key: int, name: str) -> None:
+        """Give a child that waits a new place in the order."""
+        if not child.serial:
+            self._standing += 1
+            self._unblock(child)
+        self._serials += 1
+        child.serial, child.key = self._serials, key
+        heappush(self.order, (key, name, child.serial, child))
+        if len(self.order) > 2 * self._standing + 16:
             tidy(self.order)
-        return place
 
-    def _take_out(self, child: Leaf | Node) -> int:
-        """Take a child out from among its siblings; return the shapes for which it stood there."""
-        entry = child.entry
-        if entry is None:
-            return 0
-        if self.parent is not None:
-            self.scaled = list(map(sub, self.scaled, entry.scaled))
-            self._open_use = list(map(sub, self._open_use, entry.use))
-        self._entries -= 1
-        child.entry = None
-        return entry.admitted
+    def _block(self, child: Leaf | Node, use: list[int]) -> None:
+        """Let a child that does not wait stand for all that it uses."""
+        if child.serial:
+            self._standing -= 1
+            child.serial = 0
+            self._add_part(child, None)
+            self._recount(child, 0, 0)
+        self._unblock(child)
+        if self.parent is not None and any(use):
+            child.blocked = use.copy()
+            self._blocked = list(map(add, self._blocked, use))
+            self.rest = None
 
-    def _recount(self, before: int, after: int) -> None:
-        for bit in bits_of(before & ~after):
-            self._admitting[bit] -= 1
-            if not self._admitting[bit]:
-                del self._admitting[bit]
-                self.mask &= ~(1 << bit)
+    def _unblock(self, child: Leaf | Node) -> None:
+        if child.blocked is not None:
+            self._blocked = list(map(sub, self._blocked, child.blocked))
+            child.blocked = None
+            self.rest = None
+
+    def _add_part(self, child: Leaf | Node, part: list[int] | None) -> None:
+        """Exchange what a child adds for each unit of level."""
+        before = child.part
+        if before is not None:
+            self.scaled = list(map(sub, self.scaled, before))
+        if part is not None:
+            self.scaled = list(map(add, self.scaled, part))
+        child.part = part
+
+    def _recount(self, child: Leaf | Node, admits: int, covers: int) -> None:
+        """Count for each shape how many children stand for it, and of how many a guarantee covers it."""
+        if admits != child.admits:
+            gone = count(self._admitting, child.admits, admits)
+            for bit in bits_of(gone):
                 self.lines.pop(bit, None)
+            self.mask = (self.mask | admits) & ~gone
+        if covers != child.covers:
+            gone = count(self._covering, child.covers, covers)
+            for bit in bits_of(gone):
                 self.covered_lines.pop(bit, None)
-        for bit in bits_of(after & ~before):
-            self._admitting[bit] = self._admitting.get(bit, 0) + 1
-            self.mask |= 1 << bit
+            self.below = (self.below | covers) & ~gone
+        child.admits, child.covers = admits, covers
 
     def _sum_up(self, world: World) -> None:
+        self.choices.clear()
         self.admitted = self.mask
         if self.quota:
-            for bit in bits_of(self.mask):
-                if exceeded(self.quota, self.use, world.shapes.of_bit[bit].amounts) is not None:
-                    self.admitted &= ~(1 << bit)
-        if self.guaranteed:
-            self._cover(world)
-        elif self.coverable:
-            self.covered = self.coverable = 0
+            self.admitted &= ~world.shapes.refused(self.quota, self.use)
+        if self.guarantee and self.admitted:
+            self.covered = self.admitted & ~world.shapes.uncovered(self.guarantee, self.use)
+        else:
+            self.covered = 0
+        self.coverable = self.admitted & (self.covered | self.below)
         if self.parent is None:
             return
-        self.full = world.ratios(self.use)
-        rest = list(map(sub, self.use, self._open_use))
-        self.rest = world.ratios(rest) if any(rest) else rest
         lowest = head(self.order)
         if lowest is None:
             return
-        self.lowest = lowest[0]
-        self.consumption = self.at_level(self.lowest)
-        self.dominant = max(self.consumption, default=0)
-        self.direction = self.consumption if self.dominant else self.scaled
+        key, unit, rest = lowest[0], self.unit, self.rest
+        self.lowest = key
+        self.full = None
+        if rest is None:
+            rest = self.rest = world.ratios(self._blocked) if any(self._blocked) else []
+        if not rest and self.parent.parent is None:  # only its dominant share is asked for
+            self.dominant = key * max(self.scaled) // unit if key else 0
+            return
+        # With all that wait at the lowest level nothing is above what is used: all that is rounded is rounded down.
+        consumption = [key * scaled // unit for scaled in self.scaled]
+        if rest:
+            consumption = list(map(add, rest, consumption))
+        self.dominant = max(consumption, default=0)
+        self.direction = consumption if self.dominant else self.scaled
 
-    def _cover(self, world: World) -> None:
-        self.covered = below = 0
-        if self.guarantee:
-            for bit in bits_of(self.admitted):
-                if covers(self.guarantee, self.use, world.shapes.of_bit[bit].amounts):
-                    self.covered |= 1 << bit
-        for bit, line in self.covered_lines.items():
-            if head(line) is not None:
-                below |= 1 << bit
-        if self.inner:
-            for child in self.children.values():
-                below |= child.coverable
-        self.coverable = self.admitted & (self.covered | below)
-
-    def at_level(self, key: int) -> list[int]:
-        """Return what it counts as using with all children that wait at this level, but never more than it uses."""
-        unit = self.factor * QUANTUM
-        return [
-            min(full, rest + key * scaled // unit)
-            for full, rest, scaled in zip(self.full, self.rest, self.scaled, strict=True)
-        ]
-
-
-def head(heap: Heap) -> tuple[int, str, int, Leaf | Node] | None:
-    """Return the first place that is still taken, if any is."""
-    while heap:
-        place = heap[0]
-        entry = place[3].entry
-        if entry is not None and entry.serial == place[2]:
-            return place
-        heappop(heap)
-    return None
+    def dominant_at(self, key: int, world: World) -> int:
+        """Return its dominant share with all children that wait at this level; it never counts as more than it uses."""
+        if key == self.lowest:
+            return self.dominant
+        full, unit = self.full, self.unit
+        if full is None:
+            full = self.full = world.ratios(self.use)
+        raised = [key * scaled // unit for scaled in self.scaled]
+        if self.rest:
+            raised = list(map(add, self.rest, raised))
+        return max(map(min, full, raised), default=0)
 
 
-def tidy(heap: Heap) -> None:
-    """Forget the places that were left."""
-    heap[:] = [place for place in heap if (entry := place[3].entry) is not None and entry.serial == place[2]]
-    heapify(heap)
+def count(counts: dict[int, int], before: int, after: int) -> int:
+    """Count one less of each bit that was and one more of each that is now; return those of which none is left."""
+    gone, fewer, more = 0, before & ~after, after & ~before
+    while fewer:
+        bit = fewer & -fewer
+        fewer ^= bit
+        left = counts[bit] - 1
+        if left:
+            counts[bit] = left
+        else:
+            del counts[bit]
+            gone |= bit
+    while more:
+        bit = more & -more
+        more ^= bit
+        counts[bit] = counts.get(bit, 0) + 1
+    return gone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from hal.broker.fair import entitlement
@@ -85,9 +85,10 @@ class FairTree:
         pairs = self._amounts(amounts, "give back")
         node = self._find(path)
         use = node.own.use if node is not None else ()
-        if node is None or node.leases < leases or any(use[index] < amount for index, amount in pairs):
+        less = [(index, -amount) for index, amount in pairs if use and use[index] >= amount]
+        if node is None or node.leases < leases or len(less) < len(pairs):
             raise BrokerError(f"tenant {path!r} gives back more than it uses: {dict(amounts)}", during="give back")
-        self._take(node, tuple([(index, -amount) for index, amount in pairs]), -leases)
+        self._take(node, less, -leases)
         if not node.busy:
             self._prune(node)
 
@@ -290,6 +291,7 @@ class FairTree:
     def _moved(self, node: Node) -> None:
         """Its own leaf now competes elsewhere: in the node, or in its parent."""
         node.stale = True
+        node.dirty.clear()
         if node.parent is not None:
             node.parent.stale = True
         node.own.host.touch(node.own)
@@ -334,7 +336,7 @@ class FairTree:
             above.guaranteed += more
         node.own.host.touch(node.own)
 
-    def _take(self, node: Node, pairs: Pairs, leases: int) -> None:
+    def _take(self, node: Node, pairs: Iterable[tuple[int, int]], leases: int) -> None:
         own = node.own.use
         for index, amount in pairs:
             own[index] += amount
@@ -351,15 +353,19 @@ class FairTree:
         bit = self._world.shapes.add(shape)
         claim = self._claims[claim_id] = WaitingClaim(claim_id, node.own, bit, since, number)
         node.own.push(claim)
-        for above in _upwards(node):
+        above: Node | None = node
+        while above is not None:
             above.waiting += 1
+            above = above.parent
         self._changed(node)
 
     def _dequeue(self, claim: WaitingClaim) -> None:
         del self._claims[claim.id]
         claim.leaf.leave(claim, self._claims)
-        for above in _upwards(claim.leaf.node):
+        above: Node | None = claim.leaf.node
+        while above is not None:
             above.waiting -= 1
+            above = above.parent
         self._world.shapes.discard(claim.bit)
         self._changed(claim.leaf.node)
 

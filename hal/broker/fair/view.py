@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from hal.broker.fair.leaf import Leaf
-from hal.broker.fair.node import Heap, Node, World, head
+from hal.broker.fair.limits import bits_of
+from hal.broker.fair.node import Node, World
+from hal.broker.fair.stand import Heap, Place, head
 
 FEW = 8
 """So many leaves are looked at in their order, before the lines of all shapes that can be served are."""
+
+REMEMBERED = 64
+"""The answers to so many questions are kept at a node until something at or below it changes."""
 
 
 @dataclass(slots=True)
@@ -48,29 +53,33 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
     if allowed == node.mask and not node.partial:  # all that wait can be served: who is first is known
         place = head(node.order)
         return None if place is None else Chosen(place[0], place[3], allowed, sought)
+    asked = allowed, sought
+    if asked not in node.choices:
+        if len(node.choices) >= REMEMBERED:
+            node.choices.clear()
+        node.choices[asked] = _search(node, world, allowed, sought)
+    return node.choices[asked]
+
+
+def _search(node: Node, world: World, allowed: int, sought: int) -> Chosen | None:
+    """Look at the children in their order, until the next could not come first any more."""
     best = None
     if node.lines:
         leaf = _first_leaf(node, allowed, sought)
         if leaf is not None:
             best = leaf[0], leaf[1], Chosen(leaf[0], leaf[3], allowed, sought)
-    if node.inner:  # children that have others below them
-        for bound, name, _, child in in_order(node.inner_order):
-            if best is not None and (bound, name) > best[:2]:
-                break
-            if not (isinstance(child, Node) and (child.admitted & allowed or child.coverable & sought)):
-                continue
-            below = choose(child, world, allowed, sought)
-            if below is None:
-                continue
-            key = dominant_of(child, below) * (node.factor // child.weight)
-            if best is None or (key, name) < best[:2]:
-                best = key, name, Chosen(key, child, allowed, sought, below)
+    for bound, name, child in node.inner_order:  # children that have others below them
+        if best is not None and (bound > best[0] or (bound == best[0] and name > best[1])):
+            break
+        if not (child.admitted & allowed or child.coverable & sought):
+            continue
+        below = choose(child, world, allowed, sought)
+        if below is None:
+            continue
+        key = child.dominant_at(below.key, world) * (node.factor // child.weight)
+        if best is None or key < best[0] or (key == best[0] and name < best[1]):
+            best = key, name, Chosen(key, child, allowed, sought, below)
     return None if best is None else best[2]
-
-
-def dominant_of(node: Node, chosen: Chosen) -> int:
-    """Return the dominant share, in quanta, that the node has in a decision."""
-    return node.dominant if chosen.key == node.lowest else max(node.at_level(chosen.key), default=0)
 
 
 def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
@@ -80,14 +89,12 @@ def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
     while chosen is not None:
         child = chosen.child
         if isinstance(child, Leaf):
-            entry = child.entry
-            assert entry is not None
-            return child.first((entry.admitted & chosen.allowed) | (entry.covered & chosen.sought))
+            return child.first((child.admits & chosen.allowed) | (child.covers & chosen.sought))
         chosen = chosen.below or choose(child, world, chosen.allowed, chosen.sought)
     return None
 
 
-def in_order(heap: Heap) -> Iterator[tuple[int, str, int, Leaf | Node]]:
+def in_order(heap: Heap) -> Iterator[Place]:
     """Yield the places of a heap that are still taken, the first first; the heap stays as it is."""
     if head(heap) is None:
         return
@@ -96,29 +103,31 @@ def in_order(heap: Heap) -> Iterator[tuple[int, str, int, Leaf | Node]]:
     while ahead:
         _, _, serial, at = heappop(ahead)
         place = heap[at]
-        entry = place[3].entry
-        if entry is not None and entry.serial == serial:
+        if place[3].serial == serial:
             yield place
         for following in (2 * at + 1, 2 * at + 2):
             if following < size:
                 heappush(ahead, (*heap[following][:3], following))
 
 
-def _first_leaf(node: Node, allowed: int, sought: int) -> tuple[int, str, int, Leaf | Node] | None:
+def _first_leaf(node: Node, allowed: int, sought: int) -> Place | None:
     """Return the place of the leaf that comes first of those that can be served."""
     if not node.inner and (allowed | sought).bit_count() > FEW:
+        first = head(node.order)
+        if first is not None and (first[3].admits & allowed or first[3].covers & sought):
+            return first
         for number, place in enumerate(in_order(node.order)):
-            entry = place[3].entry
-            if entry is not None and (entry.admitted & allowed or entry.covered & sought):
+            leaf = place[3]
+            if leaf.admits & allowed or leaf.covers & sought:
                 return place
             if number >= FEW:
                 break
     best = None
     for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
-        if mask and lines:
-            for bit, line in lines.items():
-                if mask >> bit & 1:
-                    place_here = head(line)
-                    if place_here is not None and (best is None or place_here[:2] < best[:2]):
-                        best = place_here
+        for bit in bits_of(mask):
+            line = lines.get(bit)
+            if line:
+                place_here = head(line)
+                if place_here is not None and (best is None or place_here < best):
+                    best = place_here
     return best
