@@ -74,7 +74,7 @@ class Response:
     def __init__(self) -> None:
         self.status = 0
         self.media = ""
-        self.started = self.headed = self.complete = False
+        self.started = self.headed = self.complete = self._kept_alive = False
         self._parts: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
 
@@ -101,7 +101,7 @@ class Response:
     @property
     def reusable(self) -> bool:
         """Whether the connection may be asked again."""
-        return self.complete and bool(self._parser.should_keep_alive())
+        return self.complete and self._kept_alive
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
@@ -118,8 +118,9 @@ class Response:
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        """See httptools."""
+        """See httptools. What was said of the connection is known here, and forgotten when this returns."""
         self.complete = True
+        self._kept_alive = bool(self._parser.should_keep_alive())
 
 
 class Connections:

@@ -90,6 +90,7 @@ class LocalBroker(Operating):
                     pages.revoke(lease.slot_of(device), lease.fence_of(device))
         self.ledger.execute(c.Begin(boot_id=boot_id, clock_offset_seconds=offset))
         self.agent = Agent(self.ledger, drivers, pages, deadline_seconds, begin)
+        self.prepares = prepares
         self._granting = Granting(self.ledger, self.agent, self.refresh_if_possible, prepares=prepares)
         self._names = Names(self.ledger)
         if prepares:

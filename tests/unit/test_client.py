@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hal import errors
-from hal.api import aio, wire
+from hal.api import aio, http1, wire
 from hal.api.client import Client
 from hal.api.keep import Keeping
 from hal.api.local import LocalBroker
@@ -224,3 +224,30 @@ def test_devices_and_cordons_are_the_same_through_every_door(tmp_path, hal_broke
 
         assert client.now() > time.time() + 9e5, "by its clock, not by ours"
         assert (client.cordons(), client.devices()) == (told, broker.devices()) == asyncio.run(ask())
+
+
+def test_one_connection_carries_one_question_after_the_other(tmp_path, monkeypatch):
+    made = []
+    connect = http1._connect
+    monkeypatch.setattr(http1, "_connect", lambda *words: made.append(words) or connect(*words))
+    with served(FakeBroker(tmp_path), tmp_path / "s"), Client(tmp_path / "s") as client:
+        for _ in range(3):
+            client.status()
+    assert len(made) == 1
+
+
+def test_one_connection_carries_one_question_after_the_other_with_asyncio_too(tmp_path, monkeypatch):
+    made = []
+    connect = asyncio.open_unix_connection
+    monkeypatch.setattr(
+        asyncio, "open_unix_connection", lambda *words, **more: made.append(words) or connect(*words, **more)
+    )
+
+    async def main():
+        async with aio.Client(tmp_path / "s") as client:
+            for _ in range(3):
+                await client.status()
+
+    with served(FakeBroker(tmp_path), tmp_path / "s"):
+        asyncio.run(main())
+    assert len(made) == 1

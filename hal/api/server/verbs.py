@@ -75,17 +75,18 @@ class Verbs:
         self._devices = devices
         self._trail = trail
         self._clock = clock
-        self._commits = ThreadPoolExecutor(1, "hal-commit")
         self._threads = ThreadPoolExecutor(4, "hal-verb")
         self._slow = ThreadPoolExecutor(1, "hal-slow")
-        self.gatherer = Gatherer(lambda claims, who: broker.submit(claims, actors=who), self._commits)
+        self.gatherer = Gatherer(lambda claims, who: broker.submit(claims, actors=who))
+        self._prepares = getattr(broker, "prepares", True)
         self._rates_at = float("-inf")
         self._counted_at = float("-inf")
         self._open: Counter[str] = Counter()
 
     def close(self) -> None:
         """End the threads; what they have begun is finished first."""
-        for pool in (self._commits, self._threads, self._slow):
+        self.gatherer.close()
+        for pool in (self._threads, self._slow):
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, work: Callable[..., _T], *args: Any, **words: Any) -> _T:
@@ -147,7 +148,7 @@ class Verbs:
         claims = await self._admit(ask, asked)
         await self._check_open(claims)
         answers = await self.gatherer.submit(claims, ask.caller.name)
-        if any(isinstance(answer, Granted) and answer.lease.state is LeaseState.BOUND for answer in answers):
+        if self._prepares and any(map(_is_bound, answers)):
             self.heart.kick()
         return answers
 

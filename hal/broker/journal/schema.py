@@ -9,7 +9,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import msgspec
@@ -182,6 +182,7 @@ def own_version() -> str:
         return "0"
 
 
+@lru_cache(maxsize=16)
 def is_newer(one: str, other: str) -> bool:
     """Return whether a version comes after another, as far as their numbers tell."""
     return _numbers(one) > _numbers(other)
