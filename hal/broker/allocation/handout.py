@@ -45,7 +45,14 @@ class Handout:
             if len(self._given) >= REMEMBERED // 4:
                 self._given.clear()
                 self._masked.clear()
-            found = self._given[key] = self._allocated(order, requests, 0)
+            known = self._devices
+            found = self._given[key] = tuple(
+                [
+                    known.get((position, request)) or self.allocated(position, request)
+                    for positions, request in zip(order, requests, strict=True)
+                    for position in positions
+                ]
+            )
             mask = 0
             for positions in order:
                 for position in positions:

@@ -13,7 +13,7 @@ import msgspec
 
 from hal.broker.allocation.choice import Cause, Choice, Positions
 from hal.broker.allocation.places import Partial
-from hal.broker.allocation.plain import Facts, Plain, rank_parts
+from hal.broker.allocation.plain import Facts, Plain, in_order, rank_parts
 from hal.broker.allocation.problem import Assignment, Bond, Budget, OutOfBudget, Problem, Rule
 from hal.broker.allocation.scoring import BestFit, FirstFit, Pack, Policy, Scene, Score, closest_first
 from hal.broker.allocation.solver import solve
@@ -80,7 +80,7 @@ class Look:
         heap, queued, entries = self._heap, self._queued, self._entries
         for situation in fresh:
             number = situation.number
-            if number in queued:
+            if number in queued or not situation.live:  # one that is gone again is born anew when it comes back
                 continue
             try:
                 entry = entries[number]
@@ -345,37 +345,6 @@ class Look:
     def choice(self, state: State, index: int, solved: Solved, replica: int = 0) -> Choice:
         """Return a solution on a node."""
         return Choice(state.nodes[index], solved.masks, solved.order, replica, solved.partitions, self.in_part)
-
-
-def in_order(plain: Plain, found: Assignment) -> Positions:
-    """Return the positions of each request; the n-th of paired requests are those that share a place."""
-    order = [positions_of(mask) for mask in found.masks]
-    if not found.pairs:
-        return tuple(order)
-    placed: set[int] = set()
-    rules = [who for who, bond in zip(plain.concerned, plain.bonds, strict=True) if bond is Bond.PAIRS]
-    for requests, tuples in zip(rules, found.pairs, strict=True):
-        rows = [[bit.bit_length() - 1 for bit in row] for row in tuples]
-        before = next((k for k, request in enumerate(requests) if request in placed), None)
-        if before is None:
-            rows.sort()
-        else:
-            rows.sort(key=lambda row, k=before, of=order[requests[before]]: of.index(row[k]))  # type: ignore[misc]
-        for k, request in enumerate(requests):
-            if request not in placed:
-                order[request] = tuple([row[k] for row in rows])
-                placed.add(request)
-    return tuple(order)
-
-
-def positions_of(mask: int) -> tuple[int, ...]:
-    """Return the positions of the bits of a mask, ascending."""
-    found = []
-    while mask:
-        bit = mask & -mask
-        mask ^= bit
-        found.append(bit.bit_length() - 1)
-    return tuple(found)
 
 
 def populations(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from hal.broker.allocation.choice import Choice, Place
 from hal.broker.allocation.facts import Key
 from hal.broker.allocation.gang import LOOSE, place_of
-from hal.broker.allocation.look import STEPS, Look, Solved, in_order
+from hal.broker.allocation.look import STEPS, Look, Solved
+from hal.broker.allocation.plain import in_order
 from hal.broker.allocation.problem import Assignment, Bond, Budget, OutOfBudget, Problem, Rule
 from hal.broker.allocation.scope import Scope
 from hal.broker.allocation.solver import solve

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hal.broker.allocation.choice import Positions
 from hal.broker.allocation.facts import Layout, Matcher, matcher_of
 from hal.broker.allocation.partitions import best_placement
 from hal.broker.allocation.places import Partial
-from hal.broker.allocation.problem import Bond, Rule
+from hal.broker.allocation.problem import Assignment, Bond, Rule
 from hal.broker.allocation.states import Aspect, Hardware, Situation
 from hal.model.claim import FRACTION, Constraint, Locality, Request, Share
 from hal.model.kind import Kind
@@ -188,3 +189,34 @@ def rank_parts(partial: Partial) -> list[int]:
         return (-thousandths, -sum(amount for _, amount in uses) - len(parts), entry[0])
 
     return [1 << entry[0] for entry in sorted(partial, key=fullness)]
+
+
+def in_order(plain: Plain, found: Assignment) -> Positions:
+    """Return the positions of each request; the n-th of paired requests are those that share a place."""
+    order = [positions_of(mask) for mask in found.masks]
+    if not found.pairs:
+        return tuple(order)
+    placed: set[int] = set()
+    rules = [who for who, bond in zip(plain.concerned, plain.bonds, strict=True) if bond is Bond.PAIRS]
+    for requests, tuples in zip(rules, found.pairs, strict=True):
+        rows = [[bit.bit_length() - 1 for bit in row] for row in tuples]
+        before = next((k for k, request in enumerate(requests) if request in placed), None)
+        if before is None:
+            rows.sort()
+        else:
+            rows.sort(key=lambda row, k=before, of=order[requests[before]]: of.index(row[k]))  # type: ignore[misc]
+        for k, request in enumerate(requests):
+            if request not in placed:
+                order[request] = tuple([row[k] for row in rows])
+                placed.add(request)
+    return tuple(order)
+
+
+def positions_of(mask: int) -> tuple[int, ...]:
+    """Return the positions of the bits of a mask, ascending."""
+    found = []
+    while mask:
+        bit = mask & -mask
+        mask ^= bit
+        found.append(bit.bit_length() - 1)
+    return tuple(found)

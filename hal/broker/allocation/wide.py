@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from hal.broker.allocation.choice import Cause, Choice
 from hal.broker.allocation.facts import Key
-from hal.broker.allocation.look import Look, positions_of
+from hal.broker.allocation.look import Look
+from hal.broker.allocation.plain import positions_of
 from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, OutOfBudget, Problem, Rule
 from hal.broker.allocation.scoring import lowest
 from hal.broker.allocation.solver import solve
