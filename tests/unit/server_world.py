@@ -19,7 +19,7 @@ from hal.api.server.config import Config, Limits
 from hal.api.server.serve import Service
 from hal.api.surface import TenantReport, Waiting
 from hal.api.tokens import make_key, make_token, read_key
-from hal.broker.allocation.explain import DeviceReason, Explanation
+from hal.broker.allocation.explain import Conflicting, DeviceReason, Explanation, Nearby
 from hal.broker.command import Granted, Queued, Refused
 from hal.broker.journal.compacted import Compacted
 from hal.broker.snapshot import Cordon, Fenced
@@ -177,7 +177,16 @@ class FakeBroker:
                 for one in self.leases.values()
                 for d in one.devices
             )
-            return Explanation(feasible=len(self._free()) >= want, reason="", devices=rows)
+            others = " and ".join(f"{one.id} of {one.tenant}" for one in self.leases.values())
+            near = tuple(Nearby(text=text) for text in ("gpu:1", f"gpu:2 beside {others}" if others else "gpu:2"))
+            return Explanation(
+                feasible=len(self._free()) >= want,
+                reason="",
+                devices=rows,
+                conflict=Conflicting(text=f"gpu and what {others or 'nobody'} hold", requests=("gpu",)),
+                nearby=near,
+                nearest=tuple(one.text for one in near),
+            )
 
     def _find(self, lease_id, tenant):
         lease = self.leases.get(lease_id)

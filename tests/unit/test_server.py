@@ -10,12 +10,17 @@ import time
 import msgspec
 import pytest
 
+from hal.api.ask import make_claim
+from hal.api.client import Client
+from hal.api.server.config import Config
+from hal.api.server.veil import unnamed
 from hal.api.tokens import make_key, make_token, read_key
 from hal.api.wire import Forbidden, Limited
 from hal.errors import ClaimRefused, LeaseNotFound, UsageError
 from hal.interfaces.deadline import Deadline
+from hal.model.kind import Kind
 from hal.model.tenant import Tenant
-from tests.unit.server_world import World, until, wanted
+from tests.unit.server_world import World, served, until, wanted
 
 
 @pytest.fixture
@@ -61,9 +66,66 @@ def test_no_text_names_what_is_somebody_elses(world):
     waiting = eve.submit([wanted("w", wait=True)])[0]
     texts = [str(caught.value), waiting.why, eve.queue()[0].why, *[row.reason for row in eve.explain("gpu").devices]]
     texts.append(eve.submit([wanted("y")])[0].reason)
+    told = eve.explain("gpu")
+    texts += [told.conflict.text, *told.nearest, *[near.text for near in told.nearby]]
     assert texts[3] == "held by somebody else"
     assert not [text for text in texts if "secret-lease" in text or "physics" in text]
+    assert told.nearest == ("gpu:1",), "what names nobody stays"
     assert "secret-lease" in ada.explain("gpu").devices[0].reason, "one's own is named"
+    assert len(ada.explain("gpu").nearby) == 2
+
+
+@pytest.mark.parametrize("id", ["secret,lease", "(secret)", "it's:secret;", '"secret"', "a/secret"])
+def test_an_id_of_odd_signs_is_hidden_as_well(world, id):
+    world.client("physics").claim("gpu", count=8, id=id)
+    told = world.client("biology").explain("gpu")
+    assert {row.reason for row in told.devices} == {"held by somebody else"}
+    assert "secret" not in str(told)
+
+
+def test_whoever_is_pushed_out_is_not_told_by_whom(tmp_path, hal_broker):
+    key_file = tmp_path / "key"
+    make_key(key_file)
+    config = Config(token_key=str(key_file), tick_seconds=0.2)
+
+    def client(tenant, **words):
+        return Client(tmp_path / "s", token=make_token(read_key(key_file), tenant, 600, **words))
+
+    gpus = sum(device.kind is Kind.GPU for device in hal_broker.devices())
+    with (
+        served(hal_broker, tmp_path / "s", config),
+        client("physics") as ada,
+        client("biology") as eve,
+        client("ops", role="operator") as operator,
+    ):
+        eve.claim("gpu", count=gpus, id="mine", grace_seconds=600.0, ttl_seconds=600.0)
+        secret = {"count": gpus, "priority": 7, "preempt": True, "wait": True, "id": "secret-train"}
+        ada.submit([make_claim("gpu", **secret)])
+        (lease,) = until(lambda: [one for one in eve.list() if one.notice])
+        assert lease.notice == "its devices are needed for another claim (priority 7)"
+        assert eve.get("mine").lease.notice == eve.renew("mine").notice == lease.notice
+        assert "secret-train" in operator.list("biology")[0].notice, "operators see whom"
+        assert ada.queue()[0].why == "it waits for others to leave"
+        seen = list(eve.watch(0, Deadline.after(0.3)))
+        assert seen == list(eve.events())
+        texts = [event.detail for event in [*seen, *ada.events()]]
+        assert any("another claim (priority 7)" in text for text in texts)
+        assert any("waits for others" in text for text in texts)
+        assert not [text for text in [event.detail for event in seen] if "secret" in text]
+        assert not [event for event in ada.events() if "mine" in event.detail]
+        texts = [event.detail for event in operator.events()]
+        assert any("secret-train" in text for text in texts)
+        assert any("waits for mine" in text for text in texts)
+
+
+def test_an_end_that_was_for_somebody_else_names_nobody():
+    why = "the lease is over: its devices are needed for a,b(c) (priority 3); unprepared by the agent"
+    assert (
+        unnamed(why)
+        == "the lease is over: its devices are needed for another claim (priority 3); unprepared by the agent"
+    )
+    assert unnamed("it waits for a, b c/d, e to leave") == "it waits for others to leave"
+    assert unnamed("released by its holder") == "released by its holder"
 
 
 def test_those_above_see_what_is_below_and_operators_see_all(world):

@@ -22,6 +22,7 @@ from hal.api.server.peers import Peer
 from hal.api.server.routes import Ask, Route
 from hal.api.server.stream import Streams
 from hal.api.server.table import table
+from hal.api.server.veil import reply_unnamed, unnamed
 from hal.api.server.verbs import Verbs
 from hal.drivers.guarded import describe
 from hal.errors import HalError, LeaseNotFound
@@ -47,7 +48,9 @@ class App:
         by_path: dict[str, dict[str, Route]] = {}
         for route in self.routes:
             by_path.setdefault(route.path, {})[route.method] = route
-        paths = [Path(path, Endpoint(self, methods)) for path, methods in by_path.items()]
+        ends = {path: Endpoint(self, methods) for path, methods in by_path.items()}
+        self._fixed = {path.encode(): end for path, end in ends.items() if "{" not in path}
+        paths = [Path(path, end) for path, end in ends.items() if "{" in path]
         self._router = Router(paths, redirect_slashes=False, default=self._nothing)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -55,7 +58,11 @@ class App:
         if scope["type"] != "http":
             return
         raw = scope.get("raw_path") or scope["path"].encode()
-        await self._router({**scope, "path": raw.decode("ascii", "replace")}, receive, send)
+        end = self._fixed.get(raw)
+        if end is not None:
+            await end(scope, receive, send)
+        else:
+            await self._router({**scope, "path": raw.decode("ascii", "replace")}, receive, send)
 
     async def _nothing(self, scope: Any, receive: Any, send: Any) -> None:
         error = w.BadRequest("there is nothing at this path", during="ask", hint="/openapi.json lists what there is")
@@ -182,7 +189,14 @@ class Endpoint:
             await self._app.streams.run(ask, receive, send)
             self._app.counts[route.name, 200] += 1
             return
-        reply = await route.handler(ask)
+        try:
+            reply = await route.handler(ask)
+        except HalError as error:
+            if not caller.operator:
+                error.message = unnamed(error.message)
+            raise
+        if not caller.operator:
+            reply = reply_unnamed(reply)
         if isinstance(reply, str):
             await self._app.reply(send, ask.status, reply.encode(), [_TEXT], route.name)
         elif reply is None:
@@ -193,6 +207,8 @@ class Endpoint:
 
 def _values(route: Route, scope: Any) -> dict[str, Any]:
     """Return the parameters, checked; an unknown one is a mistake worth telling."""
+    if not (route.params or scope["query_string"]):
+        return {}
     try:
         pairs = parse_qsl(
             scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32

@@ -12,6 +12,7 @@ import msgspec
 
 from hal.api.calls import LONGEST_STREAM_SECONDS
 from hal.api.server.routes import Ask
+from hal.api.server.veil import events_unnamed
 from hal.api.server.verbs import PAGE, Verbs
 from hal.api.wire import Events, Limited, problem_of
 from hal.errors import HalError
@@ -71,7 +72,8 @@ class Streams:
         await _send(send, f"retry: 1000\nid: {cursor}\n\n".encode())
         while not gone.done() and not bell.stopping:
             if page.events:
-                await _send(send, b"".join(_event(event) for event in page.events))
+                events = page.events if ask.caller.operator else events_unnamed(page.events)
+                await _send(send, b"".join(_event(event) for event in events))
             cursor = page.next
             if not page.more:
                 # All that is ours up to what the bell had seen before the page was read has been sent.
