@@ -196,12 +196,13 @@ def _found(state: State, claim: Claim) -> _Found:
         return found
     while len(known) >= MOST_FOUND:
         del known[next(iter(known))]
-    asked: dict[Claim, bool | None] = {}
+    asked: dict[object, bool | None] = {}
 
     def possible(trial: Claim) -> bool | None:
-        if trial not in asked:
-            asked[trial] = is_possible(state, trial)
-        return asked[trial]
+        parts = (trial.requests, trial.constraints, trial.replicas, trial.gang, trial.max_replicas)
+        if parts not in asked:
+            asked[parts] = is_possible(state, trial)
+        return asked[parts]
 
     core = smallest(claim, possible)
     most = tuple(most_of(state, claim, core, i, possible) for i in range(len(claim.requests)))
@@ -238,7 +239,7 @@ def _reports(
         )
         share = (limit - len(reasons)) // (len(rows) - row)
         listed = 0
-        for device in sight.refused(state):
+        for device, why in sight.refused(state):
             if listed >= share:
                 break
             listed += 1
@@ -248,7 +249,7 @@ def _reports(
                     name=device.name,
                     node=device.location.node,
                     request=names[i],
-                    reason=why_not(state, choice, device) or "it is not free",
+                    reason=why,
                     alternative=number,
                 )
             )

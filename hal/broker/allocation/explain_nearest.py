@@ -9,7 +9,7 @@ import msgspec
 
 from hal.broker.allocation.explain_conflict import Core, Test
 from hal.broker.allocation.explain_sight import sight_of
-from hal.broker.allocation.explain_trial import reach
+from hal.broker.allocation.explain_trial import most_replicas, reach
 from hal.broker.allocation.explain_words import gang_words, rule_words
 from hal.model.claim import Claim, Request, request_names
 from hal.model.words import counted
@@ -116,7 +116,8 @@ def _nearest(state: State, claim: Claim, core: Core, most: Sequence[int], possib
 
     if claim.replicas > 1:
         fewer = _most(
-            claim.replicas - 1, lambda n: possible(msgspec.structs.replace(claim, replicas=n, max_replicas=None))
+            most_replicas(state, claim, claim.replicas - 1),
+            lambda n: possible(msgspec.structs.replace(claim, replicas=n, max_replicas=None)),
         )
         if fewer:
             found = True

@@ -31,6 +31,11 @@ def why_not(state: State, request: Request, device: Device) -> str | None:
     )
 
 
+def why_never(state: State, request: Request, device: Device) -> str | None:
+    """Return what keeps a device of the kind from a request as long as it is what it is, whoever has it."""
+    return why_unfit(device, ancestors(device, state.devices), request.tolerate) or why_unmatched(request, device)
+
+
 def why_cordoned(state: State, device: Device) -> str | None:
     """Return who keeps a device, or what shares its fate, from new leases."""
     if not state.cordons:

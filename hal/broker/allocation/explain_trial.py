@@ -5,15 +5,16 @@ An explanation asks this of a dozen claims that differ a little; most answers ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from hal.broker.allocation.choice import Place, Refusal
+from hal.broker.allocation.choice import Place
 from hal.broker.allocation.explain_sight import sight_of
-from hal.broker.allocation.view import allocate, allocate_if
-from hal.model.claim import Claim, Constraint, Locality, Request, request_names
+from hal.broker.allocation.explain_witness import is_witnessed, remember
+from hal.broker.allocation.view import MOST_READINGS, allocate, allocate_if, shape_of, view_of
+from hal.model.claim import Claim, Constraint, Gather, Locality, Request, request_names
 
 if TYPE_CHECKING:
     from hal.broker.state import State
@@ -26,18 +27,43 @@ _ON_ONE_NODE = (Locality.NODE.value, Locality.NUMA.value, Locality.PCI_SWITCH.va
 
 def is_possible(state: State, trial: Claim) -> bool | None:
     """Return whether a claim could be granted now; None if the search for it was given up."""
+    single = trial.replicas == 1 and trial.gang is None
+    if single and not trial.constraints and _is_plenty(state, trial.requests):
+        return True
+    if is_witnessed(state, trial):
+        return True
     if is_counted_out(state, trial):
         return False
-    hard = [rule for rule in trial.constraints if rule.weight is None]
-    if trial.replicas == 1 and trial.gang is None:
-        if not hard and _is_plenty(state, trial.requests):
-            return True
-        if len(state.nodes) > MANY and not _covered(trial, hard):
+    if single and trial.max_replicas is None:
+        if _is_covered(trial):
+            answer = _fits_one_node(state, trial)
+            if answer is not None:
+                return answer
+        elif len(state.nodes) > MANY:
             names = [state.nodes[index].name for index in _few(state, trial.requests)]
-            if isinstance(allocate_if(state, trial, nodes=names), Place):
+            found = allocate_if(state, trial, nodes=names)
+            if isinstance(found, Place):
+                remember(state, trial, found)
                 return True
     outcome = allocate(state, trial)
-    return None if outcome is None else isinstance(outcome, Place)
+    if isinstance(outcome, Place):
+        remember(state, trial, outcome)
+        return True
+    return None if outcome is None else False
+
+
+def _fits_one_node(state: State, trial: Claim) -> bool | None:
+    """Return whether some node can meet a claim that must lie on one; None if nobody knows."""
+    view = view_of(state, shape_of(trial))
+    unknown = False
+    for tried, known in enumerate(view.readings()):
+        if tried >= MOST_READINGS:
+            return None
+        look = view.look(state, known)
+        if look.best() is not None:
+            return True
+        unknown = unknown or look.any_unknown()
+    return None if unknown else False
 
 
 def _few(state: State, requests: tuple[Request, ...]) -> list[int]:
@@ -62,16 +88,15 @@ def is_counted_out(state: State, trial: Claim) -> bool:
     ):
         return True
     if trial.replicas > 1 or trial.gang is not None:
-        return False
-    hard = [rule for rule in trial.constraints if rule.weight is None]
-    return not _covered(trial, hard) and any(isinstance(allocate(state, part), Refusal) for part in _parts(trial, hard))
+        return trial.replicas > 1 and trial.replicas > most_replicas(state, trial, trial.replicas)
+    return not _is_covered(trial) and any(_fits_one_node(state, part) is False for part in _parts(trial))
 
 
-def _parts(trial: Claim, hard: list[Constraint]) -> Iterator[Claim]:
+def _parts(trial: Claim) -> Iterator[Claim]:
     """Yield what each constraint puts on one node: its requests, and nothing else but that constraint."""
     names = request_names(trial.requests)
-    for rule in hard:
-        if rule.same in _ON_ONE_NODE and not rule.pairwise:
+    for rule in trial.constraints:
+        if _binds_one_node(rule):
             mine = tuple(r for r, name in zip(trial.requests, names, strict=True) if name in rule.requests)
             if mine:
                 yield msgspec.structs.replace(
@@ -83,13 +108,36 @@ def _parts(trial: Claim, hard: list[Constraint]) -> Iterator[Claim]:
 
 def reach(state: State, trial: Claim, index: int) -> int:
     """Return a number of devices that one request cannot exceed, whatever else is asked."""
-    return max(most for _, most in _reach(state, trial)[index])
+    most = max(most for _, most in _reach(state, trial)[index])
+    request = trial.requests[index]
+    if trial.replicas > 1 and not request.or_else:
+        found = _in_one_rack(state, trial, request)
+        if found is not None:
+            return min(most, found // trial.replicas)
+    return most
+
+
+def most_replicas(state: State, trial: Claim, most: int) -> int:
+    """Return a number of replicas, at most ``most``, that are not exceeded: a rack must hold the devices of all."""
+    for request in trial.requests:
+        found = None if request.or_else else _in_one_rack(state, trial, request)
+        if found is not None:
+            most = min(most, found // (1 if request.count == "all" else request.count))
+    return most
+
+
+def _in_one_rack(state: State, trial: Claim, request: Request) -> int | None:
+    """Return how many free devices one rack has at most, if all replicas are to lie in one and share no device."""
+    gang = trial.gang
+    if gang is None or gang.how is not Gather.ONE or gang.over is not Locality.RACK:
+        return None
+    sight = sight_of(state, request)
+    return None if sight.plain.loose else sight.most_in_a_rack(state)
 
 
 def _reach(state: State, trial: Claim) -> list[list[tuple[Request, int]]]:
-    hard = [rule for rule in trial.constraints if rule.weight is None]
     gang = trial.replicas > 1 or trial.gang is not None
-    together = _together(trial, hard)
+    together = () if gang else _together(trial)
     return [
         [
             (choice, sight.most_on_a_node if gang or i in together else sight.free)
@@ -100,11 +148,20 @@ def _reach(state: State, trial: Claim) -> list[list[tuple[Request, int]]]:
     ]
 
 
-def _together(trial: Claim, hard: list[Constraint]) -> set[int]:
+def _binds_one_node(rule: Constraint) -> bool:
+    """True if all devices that a constraint is about must lie on one node, whatever else."""
+    return rule.weight is None and not rule.pairwise and rule.same in _ON_ONE_NODE
+
+
+def _together(trial: Claim) -> Collection[int]:
     """Return the numbers of the requests whose devices must lie on one node, each for itself at least."""
+    about = [rule.requests for rule in trial.constraints if _binds_one_node(rule)]
+    if not about:
+        return ()
+    if () in about:
+        return range(len(trial.requests))
     names = request_names(trial.requests)
-    about = [rule.requests or names for rule in hard if rule.same in _ON_ONE_NODE and not rule.pairwise]
-    return {i for i, name in enumerate(names) if any(name in some for some in about)}
+    return [i for i, name in enumerate(names) if any(name in some for some in about)]
 
 
 def _is_plenty(state: State, requests: tuple[Request, ...]) -> bool:
@@ -118,20 +175,19 @@ def _is_plenty(state: State, requests: tuple[Request, ...]) -> bool:
     return all(sight.free >= wanted[r.kind] for r, sight in zip(requests, sights, strict=True))
 
 
-def _covered(trial: Claim, hard: list[Constraint]) -> bool:
+def _is_covered(trial: Claim) -> bool:
     """True if one constraint by itself puts all devices on one node."""
-    names = set(request_names(trial.requests))
-    return any(
-        rule.same in _ON_ONE_NODE and not rule.pairwise and (not rule.requests or names <= set(rule.requests))
-        for rule in hard
-    )
+    for rule in trial.constraints:
+        if _binds_one_node(rule) and (not rule.requests or {*request_names(trial.requests)} <= {*rule.requests}):
+            return True
+    return False
 
 
 def _is_whole(trial: Claim) -> bool:
     """False if something is to be paired and there are not equally many of each."""
-    names = request_names(trial.requests)
     for rule in trial.constraints:
         if rule.pairwise:
+            names = request_names(trial.requests)
             about = [r for r, name in zip(trial.requests, names, strict=True) if name in (rule.requests or names)]
             if len({choice.count for request in about for choice in (request, *request.or_else)}) > 1:
                 return False

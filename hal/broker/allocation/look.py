@@ -96,7 +96,7 @@ class Look:
             return self._settled(situation)
         facts = self._facts.get(situation.hardware.number) or self.facts(situation)
         free = situation.free & facts.union
-        if free.bit_count() < facts.total:
+        if free.bit_count() < facts.total or not facts.might(free):
             return self._enter(situation, None, None)
         # To solve it is put off until it may be the best: most situations never are.
         return self._enter(situation, self.policy.bound(Scene(facts.layout, facts.union), free, facts.total), None)

@@ -10,6 +10,7 @@ from hal.broker.allocation.facts import Layout, Matcher, matcher_of
 from hal.broker.allocation.partitions import best_placement
 from hal.broker.allocation.places import Partial
 from hal.broker.allocation.problem import Assignment, Bond, Rule
+from hal.broker.allocation.solver_rules import largest
 from hal.broker.allocation.states import Aspect, Hardware, Situation
 from hal.model.claim import FRACTION, Constraint, Locality, Request, Share
 from hal.model.kind import Kind
@@ -78,7 +79,9 @@ def is_bare(matcher: Matcher) -> bool:
 class Facts:
     """How one reading looks on one sort of hardware."""
 
-    __slots__ = ("capacities", "counts", "layout", "masks", "matching", "plain", "rules", "tables", "total", "union")
+    __slots__ = (
+        "_places", "capacities", "counts", "layout", "masks", "matching", "plain", "rules", "tables", "total", "union"
+    )  # fmt: skip
 
     def __init__(self, plain: Plain, hardware: Hardware) -> None:
         self.plain = plain
@@ -101,6 +104,7 @@ class Facts:
             Rule(bond, groups_of(rule, hardware), concerned)
             for (_, rule), bond, concerned in zip(plain.rules, plain.bonds, plain.concerned, strict=True)
         )
+        self._places = tuple([rule.groups if rule.bond is Bond.SAME else largest(rule.groups) for rule in self.rules])
         self.tables: tuple[object, ...] = hardware.values.get(("placements", ""), ())
         self.capacities: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {
             about: value for (what, about), value in hardware.values.items() if what == "capacity"
@@ -122,6 +126,22 @@ class Facts:
                 here = 0
             found.append(here)
         return tuple(found)
+
+    def might(self, free: int) -> bool:
+        """Return False if some rule by itself certainly cannot be kept with these devices free: cheaper than solving.
+
+        For readings in which no device is given in part.
+        """
+        for rule, places in zip(self.rules, self._places, strict=True):
+            asked = [(self.masks[i] & free, self.counts[i]) for i in rule.requests]
+            if rule.bond is Bond.SAME:
+                if not any(all((mask & place).bit_count() >= count for mask, count in asked) for place in places):
+                    return False
+            elif rule.bond is Bond.PAIRS:
+                tuples = sum([min([(mask & place).bit_count() for mask, _ in asked]) for place in places])
+                if tuples < asked[0][1]:
+                    return False
+        return True
 
     def _has_room(self, request: Request, entry: tuple[int, tuple[tuple[str, int], ...], tuple[str, ...]]) -> bool:
         position, uses, parts = entry
