@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -214,6 +215,13 @@ class LocalBroker(Operating):
             why = f"the lease is over: {over.why_ended}" if over is not None and known else "no such lease"
             raise LeaseNotFound(why, device=lease_id, during="open", hint="hal list")
         return self._held(lease)
+
+    def open_claims(self) -> Counter[str]:
+        """Return how many leases and waiting claims each tenant has that are not over."""
+        with self.ledger.lock:
+            found = Counter([lease.tenant for lease in self.state.leases.values()])
+            found.update([entry.claim.tenant for entry in self.state.waiting.values()])
+        return found
 
     # --- what happens
 

@@ -61,6 +61,8 @@ class Operating(ABC):
             self.problems = sight.problems
             devices = tuple(readable(sight.devices, self.state.devices))
             self.ledger.execute(c.Observe(devices=devices, complete=True, silent=sight.silent))
+            with self.ledger.lock:
+                self.state.settle()  # or the next claim would wait for it
         self.agent.free_fenced()
 
     def refresh_if_possible(self) -> bool:

@@ -81,6 +81,7 @@ def test_an_answer_that_is_not_ours_is_said_to_be_so(tmp_path):
         await send({"type": "http.response.body", "body": b"<h1>Bad Gateway"})
 
     with served(FakeBroker(tmp_path), tmp_path / "s") as service, Client(tmp_path / "s") as client:
+        service.app._fixed.clear()
         service.app._router.default = service.app._router.app = nginx
         service.app._router.routes.clear()
         with pytest.raises(errors.BrokerError, match=r"502.*Bad Gateway.*is it hal"):

@@ -44,6 +44,43 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
     return Peer(subject=subject[0] if subject else None, uris=uris, secure=True)
 
 
+class OneWrite:
+    """A transport that sends at once what is written in one turn of the loop: the head of an answer and its body.
+
+    Two packets cost two calls of the kernel here and wake the reader twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send it before the loop looks for anything else."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+    def get_write_buffer_size(self) -> int:
+        """What nobody has read yet, the part that waits here included."""
+        return self._transport.get_write_buffer_size() + sum(map(len, self._held))
+
+    def close(self) -> None:
+        """Send what was written, and close."""
+        self._flush()
+        self._transport.close()
+
+
 def protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """Return uvicorn's protocol with the peer in each request's scope, and with deadlines for slow clients.
 
@@ -60,7 +97,7 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
         _in_head = True
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
             self._peer = peer_of(transport)
             open_by_user[self._peer.uid] += 1
             self._counted = True
@@ -68,7 +105,7 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
             if open_by_user.total() > limits.connections or mine > limits.connections_per_user:
                 self._refuse(503, "too many connections are open", "close some, and try again")
                 return
-            self._begin_head()
+            self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._counted:
@@ -78,10 +115,7 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
             self._end_head()
             super().connection_lost(exc)
 
-        def _begin_head(self) -> None:
-            self._in_head = True
-            self._head_bytes = 0
-            self._end_head()
+        def _await_head(self) -> None:
             self._head_timer = self.loop.call_later(limits.header_seconds, self._late)
 
         def _end_head(self) -> None:
@@ -97,15 +131,18 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
             if self.transport.is_closing():
                 return
             if self._in_head:
-                if self._head_timer is None:
-                    self._begin_head()
                 self._head_bytes += len(data)
             super().data_received(data)
-            if self._in_head and self._head_bytes > limits.most_header_bytes and not self.transport.is_closing():
+            if not self._in_head or not self._head_bytes or self.transport.is_closing():
+                return
+            if self._head_bytes > limits.most_header_bytes:
                 self._refuse(431, f"the head is longer than {limits.most_header_bytes} bytes", "fewer headers")
+            elif self._head_timer is None:  # most heads come whole, and need none
+                self._await_head()
 
         def on_message_begin(self) -> None:
             self._in_head = True
+            self._head_bytes = max(1, self._head_bytes)  # of the next of several that came at once we know no more
             super().on_message_begin()
             self.scope["hal.peer"] = self._peer  # type: ignore[typeddict-unknown-key]
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from hal.model.device import Device
 _LOG = logging.getLogger(__name__)
 _GRACE_SECONDS = 10
 _HANDSHAKE_SECONDS = 10.0
+_SWITCH_SECONDS = 0.001
+"""How long a thread that computes keeps the others waiting: an answer shall not lie while the next batch is decided."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -148,6 +151,7 @@ class Service:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # whoever asks is who the kernel or a certificate says
             timeout_keep_alive=round(self._config.limits.idle_seconds),
             timeout_graceful_shutdown=_GRACE_SECONDS,
             backlog=1024,
@@ -161,11 +165,14 @@ class Service:
 
         server.when_ready = begin
         server.when_ending = self.bell.stop
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             server.run()
         except KeyboardInterrupt:
             _LOG.info("interrupted")
         finally:
+            sys.setswitchinterval(before)
             self.bell.stop()
             self.heart.stop()
             self.verbs.close()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -79,6 +79,7 @@ class Verbs:
         self._slow = ThreadPoolExecutor(1, "hal-slow")
         self.gatherer = Gatherer(lambda claims, who: broker.submit(claims, actors=who))
         self._prepares = getattr(broker, "prepares", True)
+        self._open_claims: Callable[[], Mapping[str, int]] | None = getattr(broker, "open_claims", None)
         self._rates_at = float("-inf")
         self._counted_at = float("-inf")
         self._open: Counter[str] = Counter()
@@ -107,16 +108,14 @@ class Verbs:
                 raise w.Forbidden(f"the token is good for another claim than {claim.id}", during="claim")
             account = caller.account(claim.tenant)
             found.append(claim if account == claim.tenant else msgspec.structs.replace(claim, tenant=account))
-        await self._refresh_rates()
-        for tenant, many in Counter(claim.tenant for claim in found).items():
+        if self._clock() - self._rates_at >= _RATES_SECONDS:
+            await self._refresh_rates()
+        for tenant, many in _by_tenant(found).items():
             self.buckets.spend_claims(tenant, many)
         return found
 
     async def _refresh_rates(self) -> None:
-        now = self._clock()
-        if now - self._rates_at < _RATES_SECONDS:
-            return
-        self._rates_at = now
+        self._rates_at = self._clock()
         said = await self.call(self.broker.tenants)
         rates = {one.tenant.path: one.tenant.claims_per_second for one in said}
         self.buckets.set_rates({path: rate for path, rate in rates.items() if rate is not None})
@@ -127,7 +126,7 @@ class Verbs:
         if now - self._counted_at >= _COUNT_SECONDS:
             self._counted_at = now
             self._open = await self.call(self._count)
-        more = Counter(claim.tenant for claim in claims)
+        more = _by_tenant(claims)
         for tenant, many in more.items():
             if self._open[tenant] + many > self.limits.most_open_claims:
                 error = w.Limited(
@@ -140,6 +139,8 @@ class Verbs:
         self._open.update(more)
 
     def _count(self) -> Counter[str]:
+        if self._open_claims is not None:
+            return Counter(self._open_claims())
         found = Counter(lease.tenant for lease in self.broker.list())
         found.update(one.claim.tenant for one in self.broker.queue())
         return found
@@ -364,6 +365,12 @@ class Verbs:
         work = partial(self.broker.repair, body.device, **words)
         found: msgspec.Struct = await asyncio.get_running_loop().run_in_executor(self._slow, work)
         return found
+
+
+def _by_tenant(claims: Sequence[Claim]) -> Mapping[str, int]:
+    if len(claims) == 1:
+        return {claims[0].tenant: 1}
+    return Counter([claim.tenant for claim in claims])
 
 
 def _is_bound(answer: Answer) -> bool:
