@@ -25,6 +25,7 @@ Witness = tuple[tuple[Node, int, int], ...]
 
 def is_witnessed(state: State, trial: Claim) -> bool:
     """Return whether devices are known that this claim could be granted now."""
+    state.settle()
     known: dict[object, Witness] = state.views.get(WITNESSES, {})
     witness = known.get(_key(trial))
     return witness is not None and all(
@@ -33,13 +34,8 @@ def is_witnessed(state: State, trial: Claim) -> bool:
 
 
 def remember(state: State, trial: Claim, place: Place) -> None:
-    """Keep what was found, if it is whole devices, counted: of those it is enough to know that they are free.
-
-    Who asks for all of something is given more where more is free, and that may break a rule.
-    """
+    """Keep what was found, if it is of whole devices: of those it is enough to know that they are free."""
     if any(choice.in_part or choice.partitions for choice in place.choices):
-        return
-    if any(one.count == "all" for request in trial.requests for one in (request, *request.or_else)):
         return
     known: dict[object, Witness] = state.views.setdefault(WITNESSES, {})
     while len(known) >= MOST_WITNESSES:
