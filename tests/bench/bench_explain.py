@@ -19,6 +19,8 @@ from tests.unit.broker.world import run as do
 
 NODES = 10_000
 ROUNDS = 300
+CLOCK = time.process_time
+"""Processor time: it is the same whoever else uses the machine, and nothing here waits."""
 GOAL_SECONDS = 0.001
 
 
@@ -69,9 +71,9 @@ def run() -> Iterator[Row]:
     state, leases, rng = crowded(NODES)
     number = 0
     for name, wanted in refused().items():
-        began = time.perf_counter()
+        began = CLOCK()
         told = explain(state, wanted)
-        first = time.perf_counter() - began
+        first = CLOCK() - began
         assert not told.feasible, name
         times = []
         for _ in range(ROUNDS):
@@ -80,19 +82,20 @@ def run() -> Iterator[Row]:
             fresh = claim(f"again{number}", requests=(request("gpu", 2), request("rnic", 2)), same="numa")
             leases.append(grant(state, fresh).id)
             asked = msgspec.structs.replace(wanted, id=f"x{number}")
-            began = time.perf_counter()
+            began = CLOCK()
             explain(state, asked)
-            times.append(time.perf_counter() - began)
+            times.append(CLOCK() - began)
         times.sort()
         p99 = times[int(len(times) * 0.99)]
         yield Row(
             name=f"explain: {name}",
-            measured=f"p50 {times[len(times) // 2] * 1e6:,.0f} us, p99 {p99 * 1e6:,.0f} us",
+            measured=f"p50 {times[len(times) // 2] * 1e6:,.0f} us, p99 {p99 * 1e6:,.0f} us of processor time",
             peer="goal",
             ratio=p99 / GOAL_SECONDS,
             goal="p99 under 1 ms",
             met=p99 < GOAL_SECONDS,
-            includes=f"{NODES:,} nodes x 16 devices, changed between two explanations; the conflict, what is near, "
-            f"and {len(told.devices)} devices with reasons; the first time, which looks at all nodes, took "
-            f"{first * 1e3:,.0f} ms",
+            includes=f"{NODES:,} nodes x 16 devices, changed between two explanations (a lease of 4 devices ends, the "
+            "like is granted); what was found possible is looked for again only if it is not free any more; the "
+            f"conflict, what is near, and {len(told.devices)} devices with reasons; the first time, which looks at all "
+            f"nodes, took {first * 1e3:,.0f} ms",
         )

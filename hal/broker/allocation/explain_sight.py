@@ -192,14 +192,22 @@ class Racks:
 def sight_of(state: State, request: Request) -> Sight:
     """Return how one request looks now."""
     state.settle()
-    count = 1 if request.count == "all" else request.count
-    if request.or_else or request.name or count != 1 or request.count == "all" or request.cost:
-        request = msgspec.structs.replace(request, or_else=(), name="", count=1, cost=0.0)
-    sights: dict[Request, Sight] = state.views.setdefault(SIGHTS, {})
-    sight = sights.get(request)
+    sights: dict[object, Sight] = state.views.setdefault(SIGHTS, {})
+    capacity = tuple(request.capacity.items()) if request.capacity else ()
+    key = (
+        request.kind.value,
+        request.where,
+        request.cel,
+        capacity,
+        request.share.value,
+        request.profile,
+        request.tolerate,
+    )
+    sight = sights.get(key)
     if sight is None:
         while len(sights) >= MOST_SIGHTS:
             del sights[next(iter(sights))]
-        sight = sights[request] = Sight(state, request)
+        alone = msgspec.structs.replace(request, or_else=(), name="", count=1, cost=0.0)
+        sight = sights[key] = Sight(state, alone)
     sight.refresh(state)
     return sight
