@@ -94,7 +94,7 @@ def is_counted_out(state: State, trial: Claim) -> bool:
 
 def _parts(trial: Claim) -> Iterator[Claim]:
     """Yield what each constraint puts on one node: its requests, and nothing else but that constraint."""
-    names = request_names(trial.requests)
+    names = _names(trial)
     for rule in trial.constraints:
         if _binds_one_node(rule):
             mine = tuple(r for r, name in zip(trial.requests, names, strict=True) if name in rule.requests)
@@ -153,6 +153,12 @@ def _binds_one_node(rule: Constraint) -> bool:
     return rule.weight is None and not rule.pairwise and rule.same in _ON_ONE_NODE
 
 
+def _names(trial: Claim) -> tuple[str, ...]:
+    """Return what the requests are called; in most trials each has its name already."""
+    names = tuple([request.name for request in trial.requests])
+    return names if all(names) else request_names(trial.requests)
+
+
 def _together(trial: Claim) -> Collection[int]:
     """Return the numbers of the requests whose devices must lie on one node, each for itself at least."""
     about = [rule.requests for rule in trial.constraints if _binds_one_node(rule)]
@@ -160,7 +166,7 @@ def _together(trial: Claim) -> Collection[int]:
         return ()
     if () in about:
         return range(len(trial.requests))
-    names = request_names(trial.requests)
+    names = _names(trial)
     return [i for i, name in enumerate(names) if any(name in some for some in about)]
 
 
@@ -178,7 +184,7 @@ def _is_plenty(state: State, requests: tuple[Request, ...]) -> bool:
 def _is_covered(trial: Claim) -> bool:
     """True if one constraint by itself puts all devices on one node."""
     for rule in trial.constraints:
-        if _binds_one_node(rule) and (not rule.requests or {*request_names(trial.requests)} <= {*rule.requests}):
+        if _binds_one_node(rule) and (not rule.requests or {*_names(trial)} <= {*rule.requests}):
             return True
     return False
 
@@ -187,7 +193,7 @@ def _is_whole(trial: Claim) -> bool:
     """False if something is to be paired and there are not equally many of each."""
     for rule in trial.constraints:
         if rule.pairwise:
-            names = request_names(trial.requests)
+            names = _names(trial)
             about = [r for r, name in zip(trial.requests, names, strict=True) if name in (rule.requests or names)]
             if len({choice.count for request in about for choice in (request, *request.or_else)}) > 1:
                 return False
