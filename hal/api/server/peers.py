@@ -154,6 +154,7 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             self._in_head = True
             self._head_bytes = 0
+            self.scope["hal.whole"] = True  # type: ignore[typeddict-unknown-key]
             super().on_message_complete()
 
         def timeout_keep_alive_handler(self) -> None:
