@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -167,11 +168,16 @@ class Service:
         server.when_ending = self.bell.stop
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
+        # What is there now stays: looking for cycles among 100,000 devices would stop everybody for 0.3 s, again and
+        # again.
+        gc.collect()
+        gc.freeze()
         try:
             server.run()
         except KeyboardInterrupt:
             _LOG.info("interrupted")
         finally:
+            gc.unfreeze()
             sys.setswitchinterval(before)
             self.bell.stop()
             self.heart.stop()
