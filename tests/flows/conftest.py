@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compiled import keep_compiled
+
 BIN = Path(sys.executable).parent
 
 
@@ -31,6 +33,7 @@ class Doors:
             "COLUMNS": "120",
         }
         (home / "run").mkdir(mode=0o700)
+        keep_compiled(home / "cache")
 
     def run(
         self, command: str, *args: str, environ: Mapping[str, str] | None = None, timeout: float = 60

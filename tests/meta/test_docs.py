@@ -16,6 +16,7 @@ import pytest
 
 import hal
 from hal import errors
+from tests.compiled import keep_compiled
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -58,9 +59,11 @@ def test_every_command_of_a_page_does_what_the_page_says(page: Path, tmp_path: P
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_RUNTIME_DIR": str(run),
         "HAL_PROJECT": str(ROOT),
+        "PYTEST_ADDOPTS": "-p no:schemathesis",  # of ours, not the reader's, and takes as long as the page's own tests
         "COLUMNS": "110",
         "LC_ALL": "C.UTF-8",
     }
+    keep_compiled(tmp_path / "cache")
     work = tmp_path / "work"
     work.mkdir()
     for kind, info, text in _blocks(page):
