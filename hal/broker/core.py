@@ -26,7 +26,8 @@ def decide(state: State, command: c.AnyCommand, now: float) -> Decision:
     Raises :class:`~hal.errors.ClaimError`, :class:`~hal.errors.LeaseNotFound`, :class:`~hal.errors.LeaseEnded` and
     :class:`~hal.errors.StaleFence` for commands that make no sense in this state.
     """
-    return _DECIDE[type(command)](state, command, now)
+    with state.purse:
+        return _DECIDE[type(command)](state, command, now)
 
 
 _DECIDE: dict[type, Callable[[State, Any, float], Decision]] = {

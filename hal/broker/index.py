@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hal.broker.allocation.places import Node
+from hal.broker.allocation.problem import Purse
 from hal.broker.fair.tree import FairTree
 from hal.broker.snapshot import Cordon
 from hal.model.device import Device
@@ -35,6 +36,7 @@ class DeviceIndex(ABC):
         self.forgotten_touches = 0
         self.views: dict[Any, Any] = {}
         self.recent: dict[int, Any] = {}
+        self.purse = Purse()
         self.policy: Any = None
         self.sights = 0
         self.openings = 0

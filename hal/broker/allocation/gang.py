@@ -46,12 +46,13 @@ class Rooms:
         self._place: list[Key | None] = []
         self._versions: list[int] = []
         self._known: dict[int, tuple[Situation, int]] = {}
+        self._hungry: dict[int, None] = {}
 
     def refresh(self, state: State) -> None:
         """Look at the nodes that changed since the last time."""
         touched = state.touched
         reached = state.forgotten_touches + len(touched)
-        if self.seen == reached:
+        if self.seen == reached and not self._hungry:
             return
         more = len(state.nodes) - len(self._fits)
         if more:
@@ -59,7 +60,11 @@ class Rooms:
             self._place.extend([None] * more)
             self._versions.extend([-1] * more)
         start = self.seen - state.forgotten_touches
-        changed = range(len(state.nodes)) if self.seen < 0 or start < 0 else dict.fromkeys(touched[start:])
+        changed = (
+            range(len(state.nodes))
+            if self.seen < 0 or start < 0
+            else {**self._hungry, **dict.fromkeys(touched[start:])}
+        )
         self.seen = reached
         where = self.look.table.where
         for index in changed:
@@ -69,6 +74,10 @@ class Rooms:
                 self._settle_in(index, place_of(state, index, self.over, self.loose))
             situation = where[index]
             fits = self.fits(situation) if situation is not None else 0
+            if self.look.starved:
+                self._hungry[index] = None
+            else:
+                self._hungry.pop(index, None)
             before = self._fits[index]
             if fits != before:
                 self._fits[index] = fits
@@ -103,12 +112,17 @@ class Rooms:
             return known[1]
         if len(self._known) > 65536:
             self._known.clear()
+        if self.look.starved and self.look.purse.left <= 0:
+            return 0  # for now: who is hungry is looked at again
         found = len(self.look.packed(situation, ENOUGH)[0])
-        self._known[situation.number] = (situation, found)
+        if not self.look.starved:
+            self._known[situation.number] = (situation, found)
         return found
 
     def certain(self, situation: Situation) -> bool:
         """True if more certainly do not fit."""
+        if self.look.starved:
+            return False
         return not self.look.is_unknown(situation) and self.look.packed(situation, ENOUGH)[1]
 
     def on(self, index: int) -> int:
@@ -151,7 +165,9 @@ class Field:
         self.look = rooms.look
         self.changed = scope.changed(self.look)
         self.only = None if scope.only is None else set(scope.only)
-        self.certain = not rooms.unsure and all(rooms.certain(s) for s in self.changed.values())
+        self.certain = (
+            not rooms.unsure and not rooms.look.starved and all(rooms.certain(s) for s in self.changed.values())
+        )
         if self.only is not None:
             self.totals: Mapping[Key, int] = self._totals_of(self.only)
         elif self.changed:

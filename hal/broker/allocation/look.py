@@ -5,7 +5,7 @@ A claim then costs what changed since the last one, and not the number of device
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import msgspec
 from hal.broker.allocation.choice import Cause, Choice, Positions
 from hal.broker.allocation.places import Partial
 from hal.broker.allocation.plain import Facts, Plain, in_order, rank_parts
-from hal.broker.allocation.problem import Assignment, Bond, Budget, OutOfBudget, Problem, Rule
+from hal.broker.allocation.problem import Assignment, Bond, Budget, Exhausted, OutOfBudget, Problem, Purse, Rule
 from hal.broker.allocation.scoring import BestFit, FirstFit, Pack, Policy, Scene, Score, closest_first
 from hal.broker.allocation.solver import solve
 from hal.broker.allocation.states import Situation, Table
@@ -45,10 +45,15 @@ Entry = tuple[Score, int, int, int, Situation, Solved | None]
 
 
 class Look:
-    """One reading of a claim over one table of situations, with the nodes' answers by score."""
+    """One reading of a claim over one table of situations, with the nodes' answers by score.
 
-    def __init__(self, plain: Plain, table: Table, policy: Policy) -> None:
+    ``starved``: since the last :meth:`refresh` some situation was not solved, because the decision had searched enough.
+    """
+
+    def __init__(self, plain: Plain, table: Table, policy: Policy, purse: Purse) -> None:
         self.plain = plain
+        self.purse = purse
+        self.starved = False
         self.table = table
         self.policy = policy
         self.answered: tuple[int, Cause] | None = None
@@ -67,6 +72,7 @@ class Look:
 
     def refresh(self, state: State) -> None:
         """Look at the situations that came into being since the last time."""
+        self.starved = False
         table = self.table
         table.refresh(state)
         births = table.births
@@ -93,7 +99,11 @@ class Look:
     def _first_seen(self, situation: Situation) -> Entry | None:
         """Return the place of a situation in the queue: solved where that is cheap to ask for, else by its bound."""
         if self.in_part:
-            return self._settled(situation)
+            try:
+                return self._settled(situation)
+            except Exhausted:
+                self.starved = True  # the first to be looked at next time
+                return (), situation.hardware.number, situation.free, situation.number, situation, None
         facts = self._facts.get(situation.hardware.number) or self.facts(situation)
         free = situation.free & facts.union
         if free.bit_count() < facts.total or not facts.might(free):
@@ -114,7 +124,7 @@ class Look:
         return entry
 
     def _settled(self, situation: Situation) -> Entry | None:
-        solved = self.solve(situation)
+        solved = self._answer(situation)
         return self._enter(situation, None if solved is None else solved.score, solved)
 
     def best(self) -> tuple[int, Solved] | None:
@@ -122,23 +132,33 @@ class Look:
         if self._by_number:
             return self.best_but({})
         heap, where = self._heap, self.table.where
-        while heap:
+        aside: list[Entry] = []
+        found: tuple[int, Solved] | None = None
+        while heap and found is None:
             entry = heap[0]
             situation = entry[4]
             if situation.live:
                 solved = entry[5]
                 if solved is None:
-                    known = self._settled(situation)
+                    try:
+                        known = self._settled(situation)
+                    except Exhausted:
+                        self.starved = True
+                        aside.append(heappop(heap))
+                        continue
                     if known is not None:
                         heapreplace(heap, known)
                         continue
                 else:
                     index = situation.first(where)
                     if index is not None:
-                        return index, solved
+                        found = index, solved
+                        break
             heappop(heap)
             self._queued.discard(entry[3])
-        return None
+        for entry in aside:
+            heappush(heap, entry)
+        return found
 
     def best_but(self, changed: Mapping[int, Situation]) -> tuple[int, Solved] | None:
         """Return the best as if some nodes were in other situations."""
@@ -190,6 +210,13 @@ class Look:
 
     def solve(self, situation: Situation) -> Solved | None:
         """Return the devices that are best taken in a situation, None if there are not enough or nobody knows."""
+        try:
+            return self._answer(situation)
+        except Exhausted:
+            self.starved = True
+            return None
+
+    def _answer(self, situation: Situation) -> Solved | None:
         facts = self._facts.get(situation.hardware.number)
         if facts is None:
             facts = self.facts(situation)
@@ -205,6 +232,8 @@ class Look:
             self._packed.clear()
         try:
             answer = self._work_out(facts, situation)
+        except Exhausted:
+            raise
         except OutOfBudget:
             self._unknown.add(memory)
             answer = None
@@ -216,8 +245,8 @@ class Look:
         return bool(self._unknown) and self.memory(situation) in self._unknown
 
     def any_unknown(self) -> bool:
-        """True if the search was given up on the situation of some node."""
-        return bool(self._unknown) and any(self.is_unknown(situation) for situation in self.table.alive())
+        """True if the search was given up on the situation of some node, or never begun."""
+        return self.starved or (bool(self._unknown) and any(map(self.is_unknown, self.table.alive())))
 
     def _work_out(self, facts: Facts, situation: Situation) -> Solved | None:
         if situation.free.bit_count() + len(situation.partial) < facts.total:
@@ -233,7 +262,7 @@ class Look:
             found = Assignment((pick(masks[0], facts.counts[0]),))
         else:
             problem = Problem(masks, facts.counts, facts.rules, layout.fate)
-            answer = solve(problem, pick, Budget(STEPS), minimal=False)
+            answer = solve(problem, pick, Budget(STEPS, self.purse), minimal=False)
             if not isinstance(answer, Assignment):
                 return None
             found = answer
@@ -279,7 +308,10 @@ class Look:
         known = self._packed.get(memory)
         if known is not None and (len(known[0]) >= most or known[1]):
             return known
-        found = self._packed[memory] = self._pack(situation, most)
+        found = self._pack(situation, most)
+        if self.starved:
+            return found[0], False
+        self._packed[memory] = found
         return found
 
     def _pack(self, situation: Situation, most: int) -> tuple[list[Solved], bool]:
@@ -303,7 +335,8 @@ class Look:
         while len(found) < min(bound, most):
             try:
                 together = self._together(facts, situation, available, len(found) + 1)
-            except OutOfBudget:
+            except OutOfBudget as error:
+                self.starved = self.starved or isinstance(error, Exhausted)
                 return found, False
             if together is None:
                 break
@@ -331,7 +364,7 @@ class Look:
             for rule in facts.rules
         )
         problem = Problem(available * replicas, facts.counts * replicas, rules, facts.layout.fate)
-        answer = solve(problem, budget=Budget(STEPS), minimal=False)
+        answer = solve(problem, budget=Budget(STEPS, self.purse), minimal=False)
         if not isinstance(answer, Assignment):
             return None
         pairs = sum(bond is Bond.PAIRS for bond in self.plain.bonds)
@@ -345,26 +378,3 @@ class Look:
     def choice(self, state: State, index: int, solved: Solved, replica: int = 0) -> Choice:
         """Return a solution on a node."""
         return Choice(state.nodes[index], solved.masks, solved.order, replica, solved.partitions, self.in_part)
-
-
-def populations(
-    look: Look, changed: Mapping[int, Situation], only: list[int] | None
-) -> Iterator[tuple[Situation, int]]:
-    """Yield the situations there are and how many nodes are in each, as if some nodes were in others."""
-    where = look.table.where
-    if only is not None:
-        for index in only:
-            situation = changed.get(index) or where[index]
-            if situation is not None:
-                yield situation, 1
-        return
-    less: dict[int, int] = {}
-    for index, situation in changed.items():
-        before = where[index]
-        if before is not None:
-            less[before.number] = less.get(before.number, 0) + 1
-        yield situation, 1
-    for situation in look.table.alive():
-        count = situation.live - less.get(situation.number, 0)
-        if count:
-            yield situation, count

@@ -121,7 +121,8 @@ class Menu:
             counts += facts.counts
             rules += [Rule(r.bond, r.groups, tuple([i + starts[-1] for i in r.requests])) for r in facts.rules]
         fate = situations[members[0]].hardware.layout.fate
-        answer = solve(Problem(tuple(masks), tuple(counts), tuple(rules), fate), budget=Budget(STEPS), minimal=False)
+        budget = Budget(STEPS, self.looks[0].purse)
+        answer = solve(Problem(tuple(masks), tuple(counts), tuple(rules), fate), budget=budget, minimal=False)
         if not isinstance(answer, Assignment):
             return None
         found: list[tuple[int, Solved]] = []

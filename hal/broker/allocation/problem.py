@@ -10,6 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+OF_A_DECISION = 5_000
+"""Steps of search that one decision may cost beyond a small problem that it began."""
+OF_A_COMMAND = 20_000
+MOST_WEIGHED = 1024
+
 Order = Callable[[int, int], int]
 """``pick(mask, count)``: at most ``count`` bits of the mask, the preferred ones first."""
 
@@ -80,16 +85,69 @@ class OutOfBudget(Exception):
     """The search was given up; nobody knows the answer."""
 
 
+class Exhausted(OutOfBudget):
+    """The whole decision has searched enough: what was not looked at is not remembered as hard, and is tried again."""
+
+
+class Purse:
+    """How much search one decision may cost, and all decisions made for one command: nobody else is served meanwhile.
+
+    Counted in steps over few devices (0.1 ms in Python); a step over many costs several.
+    """
+
+    __slots__ = ("_depth", "_rest", "left")
+
+    def __init__(self) -> None:
+        self.left = OF_A_DECISION
+        self._rest = OF_A_COMMAND
+        self._depth = 0
+
+    def begin(self) -> None:
+        """Begin a decision."""
+        self.left = OF_A_DECISION if not self._depth else min(OF_A_DECISION, self._rest)
+
+    def take(self, amount: int) -> None:
+        """Take some out."""
+        self.left -= amount
+        self._rest -= amount
+
+    def __enter__(self) -> None:
+        """Begin a command: decisions until the end of it share what there is."""
+        if not self._depth:
+            self._rest = OF_A_COMMAND
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        """End the command."""
+        self._depth -= 1
+
+
 class Budget:
-    """How many steps of search are left."""
+    """How many steps of search are left for one problem, out of the decision's purse if there is one."""
 
-    __slots__ = ("left",)
+    __slots__ = ("_always", "_weight", "left", "purse")
 
-    def __init__(self, left: int = 20_000) -> None:
+    def __init__(self, left: int = 20_000, purse: Purse | None = None) -> None:
         self.left = left
+        self.purse = purse
+        self._weight = 1
+        self._always = False
+
+    def begin(self, devices: int, patience: int = 0) -> None:
+        """Say among how many devices is searched; with ``patience`` so many steps are had once they are begun."""
+        self._weight = 1 + min(devices, MOST_WEIGHED) // 64
+        self.left = max(self.left, patience)
+        self._always = bool(patience)
+        if self.purse is not None and self.purse.left <= 0:
+            raise Exhausted
 
     def spend(self, steps: int = 1) -> None:
         """Take some; raise :class:`OutOfBudget` when there are none left."""
         self.left -= steps
         if self.left < 0:
             raise OutOfBudget
+        purse = self.purse
+        if purse is not None:
+            purse.take(steps * self._weight)
+            if purse.left < 0 and not self._always:
+                raise Exhausted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hal.broker.allocation.look import Look, Solved
@@ -102,3 +102,26 @@ class Scope:
 
 EVERYTHING = Scope()
 """All nodes as they are."""
+
+
+def populations(
+    look: Look, changed: Mapping[int, Situation], only: list[int] | None
+) -> Iterator[tuple[Situation, int]]:
+    """Yield the situations there are and how many nodes are in each, as if some nodes were in others."""
+    where = look.table.where
+    if only is not None:
+        for index in only:
+            situation = changed.get(index) or where[index]
+            if situation is not None:
+                yield situation, 1
+        return
+    less: dict[int, int] = {}
+    for index, situation in changed.items():
+        before = where[index]
+        if before is not None:
+            less[before.number] = less.get(before.number, 0) + 1
+        yield situation, 1
+    for situation in look.table.alive():
+        count = situation.live - less.get(situation.number, 0)
+        if count:
+            yield situation, count

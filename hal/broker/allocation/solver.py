@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hal.broker.allocation.matching import Shortfall, lowest, match
-from hal.broker.allocation.problem import Assignment, Bond, Budget, Conflict, Order, OutOfBudget, Problem, Rule
+from hal.broker.allocation.problem import (
+    Assignment,
+    Bond,
+    Budget,
+    Conflict,
+    Order,
+    OutOfBudget,
+    Problem,
+    Purse,
+    Rule,
+)
 from hal.broker.allocation.solver_bundles import search
 from hal.broker.allocation.solver_rules import families, one_rule, union_of
 
@@ -68,7 +78,7 @@ def solve(
                 return _refusal(whole, 0, rule, problem.counts, simple)
     answer = _solve(problem, whole, list(range(len(problem.rules))), bool(problem.fate), pick, budget)
     if isinstance(answer, Conflict):
-        return _smallest(problem, answer) if minimal else answer
+        return _smallest(problem, answer, budget.purse if budget else None) if minimal else answer
     return _assignment(problem, answer)
 
 
@@ -150,11 +160,12 @@ def _solve_part(problem: Problem, part: Part, found: Found, pick: Order, budget:
     shortage = _plain(problem, requests, found, pick)
     if shortage is not None:
         return shortage
-    if max([mask.bit_count() for mask in masks]) <= SMALL:
-        budget = Budget(PATIENCE)
+    small = max([mask.bit_count() for mask in masks]) <= SMALL
+    budget = budget or Budget()
+    budget.begin(union_of(masks).bit_count(), PATIENCE if small else 0)
     bound = [(problem.rules[number].bond, problem.rules[number].groups, local[number]) for number in part.rules]
     fate = problem.fate if part.fated else ()
-    searched = search(masks, counts, bound, fate, pick, budget or Budget())
+    searched = search(masks, counts, bound, fate, pick, budget)
     if searched is None:
         return Conflict(tuple(requests), tuple(part.rules), fate=part.fated)
     for i, mask in zip(requests, searched[0], strict=True):
@@ -201,7 +212,7 @@ def _parts(problem: Problem, requests: list[int], rules: list[int], fated: bool)
     return [part for _, part in sorted(parts, key=lambda pair: pair[1].requests)]
 
 
-def _smallest(problem: Problem, conflict: Conflict) -> Conflict:
+def _smallest(problem: Problem, conflict: Conflict, purse: Purse | None) -> Conflict:
     """Leave out of a conflict, one by one, what it does without: fate, then rules, then requests.
 
     A test that runs out of its own budget leaves its member in: the conflict stays true, though it may not be minimal.
@@ -211,7 +222,7 @@ def _smallest(problem: Problem, conflict: Conflict) -> Conflict:
 
     def fails(requests: list[int], rules: list[int], fated: bool) -> Conflict | None:
         try:
-            answer = _solve(problem, requests, rules, fated, lowest, None)
+            answer = _solve(problem, requests, rules, fated, lowest, Budget(purse=purse))
         except OutOfBudget:
             return None
         return answer if isinstance(answer, Conflict) else None

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from hal.broker.allocation.choice import Cause, Choice, GangShort, NoNode, Outcome, Place, Refusal, given
 from hal.broker.allocation.gang import domain_of, place_gang
-from hal.broker.allocation.look import Look, populations
+from hal.broker.allocation.look import Look
 from hal.broker.allocation.plain import Plain
 from hal.broker.allocation.problem import Conflict, OutOfBudget
-from hal.broker.allocation.scope import EVERYTHING, Scope
+from hal.broker.allocation.scope import EVERYTHING, Scope, populations
 from hal.broker.allocation.scoring import PACK, Policy
 from hal.broker.allocation.states import TABLES, table_of
 from hal.broker.allocation.tally import tally_of
@@ -82,7 +82,8 @@ class View:
         look = known.look
         if look is None:
             plain = known.plain
-            look = known.look = Look(plain, table_of(state, plain.aspects(), plain.loose, self.empty), self.policy)
+            table = table_of(state, plain.aspects(), plain.loose, self.empty)
+            look = known.look = Look(plain, table, self.policy, state.purse)
             if known is self._known[0]:
                 self.first = look
                 self.first_cost = known.cost
@@ -125,6 +126,7 @@ def allocate(state: State, claim: Claim, view: View | None = None, *, replicas: 
 
     ``replicas`` asks for exactly so many, whatever the claim says. None: the search was given up, nobody knows.
     """
+    state.purse.begin()
     if view is None:
         view = state.recent.get(id(claim.requests))
         if (
@@ -165,6 +167,7 @@ def allocate_if(
     as if the ``unkept`` ones were not reserved for others; and with no other ``nodes`` than these (names).
     ``empty``: as if nothing were held or kept at all, and then none of the others is looked at but ``nodes``.
     """
+    state.purse.begin()
     view = view_of(state, (claim.requests, claim.constraints), empty)
     scope = Scope.of(state, () if empty else freed, () if empty else barred, () if empty else unkept, nodes)
     if claim.replicas == 1 and claim.gang is None and claim.max_replicas in (None, 1) and replicas in (None, 1):
@@ -258,7 +261,7 @@ def _wide(state: State, look: Look, scope: Scope) -> tuple[Choice, ...] | Cause:
 def _totals(look: Look, scope: Scope) -> tuple[list[int], int, bool]:
     """Return the devices for each request, the nodes, and whether the search was given up on one of them."""
     totals = [0] * len(look.plain.requests)
-    unknown = False
+    unknown = look.starved
     nodes = 0
     for situation, count in populations(look, scope.changed(look), scope.only):
         nodes += count

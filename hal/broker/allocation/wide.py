@@ -181,7 +181,7 @@ def solve_counted(state: State, look: Look, tally: Tally) -> tuple[Choice, ...] 
     members = [(index, situation) for index in tally.givers() if (situation := where[index]) is not None]
     universe = Universe(state, look, members)
     try:
-        answer = universe.solve(Budget(STEPS), minimal=False)
+        answer = universe.solve(Budget(STEPS, look.purse), minimal=False)
     except OutOfBudget:
         return None
     return universe.choices(answer) if isinstance(answer, Assignment) else None
@@ -189,11 +189,11 @@ def solve_counted(state: State, look: Look, tally: Tally) -> tuple[Choice, ...] 
 
 def solve_wide(state: State, look: Look, members: Sequence[tuple[int, Situation]]) -> tuple[Choice, ...] | Cause:
     """Choose over several nodes: within one rack if that will do, then anywhere. Raises :class:`OutOfBudget`."""
-    budget = Budget(STEPS)
+    budget = Budget(STEPS, look.purse)
     for rack in _racks(state, look, members):
         universe = Universe(state, look, rack)
         try:
-            answer = universe.solve(Budget(STEPS // 10), minimal=False)
+            answer = universe.solve(Budget(STEPS // 100, look.purse), minimal=False)
         except OutOfBudget:
             continue
         if isinstance(answer, Assignment):
@@ -202,7 +202,7 @@ def solve_wide(state: State, look: Look, members: Sequence[tuple[int, Situation]
     if len(few) < len(members):  # a yes needs few nodes, a no needs them all
         universe = Universe(state, look, few)
         try:
-            answer = universe.solve(Budget(STEPS // 10), minimal=False)
+            answer = universe.solve(Budget(STEPS // 100, look.purse), minimal=False)
         except OutOfBudget:
             pass
         else:
