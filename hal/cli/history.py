@@ -25,21 +25,22 @@ _LOOK_SECONDS = 1.0
 
 
 def do_events(options: argparse.Namespace) -> int:
-    """``hal events``; with ``--follow`` it goes on until it is stopped."""
+    """``hal events``; with ``--follow`` it goes on until it is stopped, with ``--for`` until that time is over."""
     from hal.api.client import Client
 
     since: int = options.since
+    follow = options.follow or options.for_seconds is not None
     deadline = Deadline.never() if options.for_seconds is None else Deadline.after(options.for_seconds)
     while True:
         with open_any(options) as broker:
             for event in broker.events(since, options.tenant):
                 since = event.revision
                 _print(event, options.json)
-            if options.follow and isinstance(broker, Client):
+            if follow and isinstance(broker, Client):
                 for event in broker.watch(since, deadline, options.tenant):
                     since = event.revision
                     _print(event, options.json)
-        if not options.follow or deadline.expired:
+        if not follow or deadline.expired:
             return 0
         time.sleep(min(_LOOK_SECONDS, deadline.remaining_seconds))  # others need the journal, too
 
@@ -56,7 +57,7 @@ def _print(event: Event, as_json: bool) -> None:
 def do_audit(options: argparse.Namespace) -> int:
     """``hal audit``: exit code 1 if the trail was tampered with."""
     with open_any(options) as broker:
-        if options.verify:
+        if options.verify or options.anchor is not None:
             report = _verify(broker, _anchor(options.anchor))
             if options.json:
                 print_json(report)

@@ -20,7 +20,10 @@ def do_status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
-    print(f"{counted(found.leases, 'lease')}, journal at revision {found.revision}")
+    parts = [counted(found.leases, "lease")]
+    parts += [f"{counted(found.waiting, 'claim')} in the queue"] if found.waiting else []
+    parts += [counted(found.cordons, "cordon")] if found.cordons else []
+    print(f"{', '.join(parts)}, journal at revision {found.revision}")
     for kind, row in sorted(found.devices.items()):
         counts = [f"{name} {row[name]}" for name in ("free", "held")]
         counts += [f"{word} {row[name]}" for name, word in _RARE.items() if row.get(name)]

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from hal.cli.options import USAGE, VERBS, parser
+from hal.cli.options import USAGE, VERBS, parse
 from hal.cli.streams import open_closed_streams
 from hal.errors import BrokerError, HalError, JournalError, UsageError
 
@@ -45,17 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-") and words[0] not in VERBS:
         return _other_program(words)
-    if words[:1] == ["--version"]:
-        from hal.cli.version import version_line
-
-        print(version_line("hal"))
-        return DONE
-    options = parser(words[0] if words and words[0] in VERBS else None).parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is shown escaped
+    options = argparse.Namespace(verb=words[0] if words[:1] and words[0] in VERBS else "help", traceback=False)
     try:
-        code = _run(options)
+        if words[:1] == ["--version"]:
+            from hal.cli.version import version_line
+
+            print(version_line("hal"))
+            code = DONE
+        else:
+            options = _parsed(words)
+            code = _run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -74,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TRY_AGAIN
     except Exception as error:  # a guard: whatever it is, a script must be able to tell it from "refused"
         return _report_mistake(error, options)
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    try:
+        return parse(words)
+    finally:
+        sys.stdout.flush()  # help ends the process: what keeps it from being written is said before
 
 
 def _hush() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -56,6 +56,16 @@ def parser(verb: str | None = None, *, everything: bool = False) -> argparse.Arg
         if (everything or verb == name) and name in _OWN:
             _OWN[name](made)
     return whole
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line says, or end with 64; a word too many is a matter of its verb."""
+    made = parser(words[0] if words and words[0] in VERBS else None)
+    options, left = made.parse_known_args(words)
+    if left:
+        made.prog = f"{made.prog} {options.verb}"
+        made.error(f"there is no use for {' '.join(left)}")
+    return options
 
 
 def _common() -> Parser:
@@ -112,6 +122,13 @@ def whole(text: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number")
     return int(text)
+
+
+def rate(text: str) -> float:
+    """Return how often in a second."""
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number a second, such as 50 or 0.5")
+    return float(text)
 
 
 def revision(text: str) -> int:
@@ -232,7 +249,7 @@ def _resize(own: argparse.ArgumentParser) -> None:
 def _events(own: argparse.ArgumentParser) -> None:
     own.add_argument("--since", type=revision, default=0, metavar="REVISION", help="what came after (0: all)")
     own.add_argument("--follow", action="store_true", help="go on, as it happens")
-    own.add_argument("--for", dest="for_seconds", type=duration, metavar="TIME", help="with --follow: when to end")
+    own.add_argument("--for", dest="for_seconds", type=duration, metavar="TIME", help="go on, for so long")
     _tenant(own)
 
 
@@ -271,14 +288,14 @@ def _quotas(own: argparse.ArgumentParser) -> None:
         own.add_argument(f"--{name}", action="append", type=devices, metavar="KIND=N", help=text)
     own.add_argument("--most-claims", type=whole, metavar="N", help="how many leases it may have")
     own.add_argument("--most-waiting", type=whole, metavar="N", help="how many of its claims may wait")
-    own.add_argument("--claims-per-second", type=float, metavar="RATE", help="how often it may claim")
+    own.add_argument("--claims-per-second", type=rate, metavar="RATE", help="how often it may claim")
     own.add_argument("--forget", action="store_true", help="forget all that was said about it")
 
 
 def _audit(own: argparse.ArgumentParser) -> None:
     own.add_argument("--since", type=revision, default=0, metavar="LINE", help="what came after this line (0: all)")
     own.add_argument("--verify", action="store_true", help="check that no line was changed, dropped or put in")
-    own.add_argument("--anchor", metavar="LINE:HASH", help="with --verify: a line that you remember")
+    own.add_argument("--anchor", metavar="LINE:HASH", help="verify, and that a line that you remember is still there")
 
 
 def _serve(own: argparse.ArgumentParser) -> None:

@@ -120,6 +120,7 @@ def _pending(wanted: Claim, answer: Answer) -> bool:
 def _leave(broker: AnyBroker, wanted: Claim) -> None:
     try:
         broker.release(wanted.id)
+        print(f"hal: stopped; {wanted.id} has left the queue", file=sys.stderr)
     except HalError as error:
         print(f"hal: {wanted.id} may still be in the queue: {error}", file=sys.stderr)
 
@@ -129,6 +130,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._said = ""
+        self._why = ""
         self._terminal = sys.stderr.isatty()
 
     def show(self, answer: Answer, now: float) -> None:
@@ -148,8 +150,9 @@ class Progress:
         if not isinstance(answer, Waits) or answer.position == 0:
             return "hal: granted; the devices are being prepared"
         queued: Queued = answer
+        self._why = queued.why or self._why  # who asks again is not always told again
         starts = "" if queued.starts_at is None else f", expected {when(queued.starts_at, now)}"
-        return f"hal: position {queued.position} of the queue{starts}{f': {queued.why}' if queued.why else ''}"
+        return f"hal: position {queued.position} of the queue{starts}{f': {self._why}' if self._why else ''}"
 
     def clear(self) -> None:
         """Take the line away."""

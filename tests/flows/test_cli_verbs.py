@@ -123,6 +123,7 @@ def test_a_claim_waits_in_the_queue_until_there_is_room_and_leaves_it_when_stopp
     assert "position 2 of the queue" in stopped.stderr.readline()
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait(30) == 130
+    assert "s has left the queue" in stopped.stderr.read()
     assert [one["claim"]["id"] for one in hal.json("queue")["waiting"]] == ["w"]
     hal("release", "all")
     out, _ = waiting.communicate(timeout=60)

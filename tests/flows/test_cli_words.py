@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from hal.api.client import Client
 from hal.api.local import LocalBroker
+from hal.broker.command import Queued
 from hal.cli import asking
 from hal.cli.asking import local_time, localized, span, when
 from hal.cli.main import main
+from hal.cli.waiting import Progress
 from tests.unit.server_world import FakeBroker, served
 
+BIN = Path(sys.executable).parent
 _STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
@@ -101,6 +107,47 @@ def test_what_starts_in_two_hours_does_so_by_the_servers_clock(tmp_path, monkeyp
 def test_the_clock_of_a_broker_in_this_process_is_its_own(hal_broker):
     assert isinstance(hal_broker, LocalBroker)
     assert asking.now_of(hal_broker) == pytest.approx(hal_broker.now(), abs=600)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("claim", "--help"), ("--version",), ("completion", "bash")])
+def test_help_that_cannot_be_written_is_no_traceback(doors, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [BIN / "hal", *words], stdout=full, stderr=subprocess.PIPE, text=True, env=doors.environ, check=False
+        )
+    assert done.returncode == 75
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage_is_one_line(doors):
+    done = doors.run("hal", "claim", "gpu", "--duration", "soon")
+    assert done.returncode == 64
+    assert done.stderr == (
+        "hal claim: argument --duration: 'soon' is no duration, such as 90, 15m, 2h or 1d (usage: hal claim --help)\n"
+    )
+
+
+def test_the_reason_for_waiting_is_kept_where_nothing_new_is_said_of_it(capsys):
+    line = Progress()
+    line.show(Queued(2, None, "all are held"), 0.0)
+    line.show(Queued(2), 0.0)
+    line.show(Queued(1), 0.0)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["hal: position 2 of the queue: all are held", "hal: position 1 of the queue: all are held"]
+
+
+def test_how_long_events_are_followed_says_that_they_are(hal):
+    hal("claim", "gpu", "--id", "a")
+    assert " granted    a  default, fence " in hal("events", "--for", "0")
+    assert "2 leases, 1 claim in the queue, 1 cordon, journal at" in _busy(hal)
+
+
+def _busy(hal):
+    hal("claim", "gpu:6", "--id", "b")
+    hal("cordon", "mlx5_0")
+    hal("claim", "gpu", "--id", "late", "--start", "+2h", "--duration", "1h")
+    return hal("status")
 
 
 def test_times_are_said_as_people_say_them():
