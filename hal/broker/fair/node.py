@@ -6,15 +6,15 @@ The definition is in ``docs/explanation/fairness.md``; the names here are its na
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heappush
 from math import lcm
 from operator import add, sub
 from typing import TYPE_CHECKING
 
 from hal.broker.fair.leaf import Leaf
 from hal.broker.fair.limits import Pairs, bits_of
+from hal.broker.fair.lines import Lines
 from hal.broker.fair.shape import Shapes
-from hal.broker.fair.stand import Heap, Stand, head, tidy
+from hal.broker.fair.stand import Place, Stand
 
 if TYPE_CHECKING:
     from hal.broker.fair.view import Chosen
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 QUANTUM = 1 << 64
 """Shares are counted in this fraction of a resource's total (the definition says where they are rounded)."""
+
+MANY = 64
+"""Of more children than these, the leaves are kept in lines by shape; of fewer, one looks at all in their order."""
 
 
 class World:
@@ -52,7 +55,8 @@ class Node(Stand):
     their common level.
 
     ``order`` are the children that wait by what they would count as using if all that wait could be served, which is
-    the least that they can count as in any decision; ``inner_order`` those of them with others below them.
+    the least that they can count as in any decision. Where there are many children, ``lines`` are the leaves among
+    them by shape, and ``inner_order`` those of them with others below them.
     """
 
     __slots__ = (
@@ -60,7 +64,6 @@ class Node(Stand):
         "_blocked",
         "_covering",
         "_serials",
-        "_standing",
         "admitted",
         "below",
         "busy",
@@ -69,7 +72,6 @@ class Node(Stand):
         "choices",
         "coverable",
         "covered",
-        "covered_lines",
         "direction",
         "dirty",
         "dominant",
@@ -78,7 +80,6 @@ class Node(Stand):
         "full",
         "guarantee",
         "guaranteed",
-        "inner",
         "inner_order",
         "leases",
         "lines",
@@ -125,7 +126,6 @@ class Node(Stand):
 
         self.factor = 1
         self.unit = QUANTUM
-        self.inner = False
         self.mask = 0
         self.admitted = self.covered = self.coverable = self.below = 0
         self.full: list[int] | None = None
@@ -134,15 +134,13 @@ class Node(Stand):
         self.scaled: list[int] = []
         self.direction: list[int] = []
         self.dominant = self.lowest = 0
-        self.lines: dict[int, Heap] = {}
-        self.covered_lines: dict[int, Heap] = {}
         self.partial: set[Node] = set()
-        self.order: Heap = []
-        self.inner_order: list[tuple[int, str, Node]] = []
-        self._admitting: dict[int, int] = {}
-        self._covering: dict[int, int] = {}
+        self.order: list[Place] = []
+        self.lines: Lines | None = None
+        self.inner_order: list[Place] = []
+        self._admitting: list[int] = []
+        self._covering: list[int] = []
         self._blocked: list[int] = []
-        self._standing = 0
         self._serials = 0
 
     def touch(self, leaf: Leaf) -> None:
@@ -157,7 +155,7 @@ class Node(Stand):
 
     def settle(self, world: World) -> None:
         """Bring up to date what is computed of the node and of all below it that have changed."""
-        if self.stale or self.epoch != world.epoch:
+        if self.stale or self.epoch != world.epoch or (self.lines is None and len(self.children) > MANY):
             self._begin_anew(world)
         elif not self.dirty:
             return
@@ -179,18 +177,15 @@ class Node(Stand):
         for item in (*items, *self.dirty):
             item.forget_stand()
         self.dirty = dict.fromkeys(items)
-        self.inner = any(child.children for child in self.children.values())
         self.factor = lcm(*(child.weight for child in self.children.values()))
         self.unit = self.factor * QUANTUM
         self.mask = self.below = 0
         self.scaled = [0] * len(world.names)
         self._blocked = [0] * len(world.names)
         self.rest = None
-        self._standing = 0
-        for kept in (self.lines, self.covered_lines, self._admitting, self._covering, self.partial):
+        for kept in (self._admitting, self._covering, self.partial, self.order, self.inner_order):
             kept.clear()
-        self.order.clear()
-        self.inner_order.clear()
+        self.lines = Lines() if len(self.children) > MANY else None
 
     def _place_leaf(self, leaf: Leaf, world: World) -> None:
         """Let a leaf stand among its siblings as it is now."""
@@ -209,31 +204,26 @@ class Node(Stand):
         if self.parent is not None:  # what the root counts as using is never asked
             unit = weight << 64
             self._add_part(leaf, [unit * part // dominant for part in ratios] if dominant else None)
-        before, covered = leaf.admits, leaf.covers
-        if key != leaf.key or not leaf.serial or before & ~admits or covered & ~covers:
-            self._stand(leaf, key, name)
-            before = covered = 0
-        place = (key, name, leaf.serial, leaf)
-        most = 2 * self._standing + 16
-        for lines, mask in ((self.lines, admits & ~before), (self.covered_lines, covers & ~covered)):
-            if mask:
-                for bit in leaf.lines:
-                    if mask >> bit & 1:
-                        line = lines.get(bit)
-                        if line is None:
-                            line = lines[bit] = []
-                        heappush(line, place)
-                        if len(line) > most:
-                            tidy(line)
-        if admits != leaf.admits or covers != leaf.covers:
+        changed = admits != leaf.admits or covers != leaf.covers
+        place = leaf.place
+        if place is None or key != place[0] or (changed and self.lines is not None):
+            place = self._stand(leaf, key, name)
+            if self.lines is not None:
+                self.lines.put(leaf, place, admits, covers)
+            leaf.place = place
+        if changed:
             self._recount(leaf, admits, covers)
 
     def _place_node(self, child: Node) -> None:
         """Let a child with others below it stand among its siblings as it is now."""
-        admits, serial = child.admitted, child.serial
+        admits, before = child.admitted, child.place
+        if (
+            before is not None
+            and self.lines is not None
+            and (not admits or child.dominant * (self.factor // child.weight) != before[0])
+        ):
+            del self.inner_order[bisect_left(self.inner_order, before[:3])]
         if not admits:
-            if serial:
-                del self.inner_order[bisect_left(self.inner_order, (child.key, child.name))]
             self.partial.discard(child)
             self._block(child, child.use)
             return
@@ -241,11 +231,10 @@ class Node(Stand):
         if self.parent is not None:
             unit, largest = child.weight << 64, max(child.direction, default=0)
             self._add_part(child, [unit * part // largest for part in child.direction] if largest else None)
-        if key != child.key or not serial:
-            if serial:
-                del self.inner_order[bisect_left(self.inner_order, (child.key, child.name))]
-            insort(self.inner_order, (key, child.name, child))
-            self._stand(child, key, child.name)
+        if before is None or key != before[0]:
+            place = child.place = self._stand(child, key, child.name)
+            if self.lines is not None:
+                insort(self.inner_order, place)
         # One in or below which a quota refuses some that wait: what it counts as using is not that of a decision.
         if child.partial or admits != child.mask:
             self.partial.add(child)
@@ -254,22 +243,26 @@ class Node(Stand):
         if admits != child.admits or child.coverable != child.covers:
             self._recount(child, admits, child.coverable)
 
-    def _stand(self, child: Leaf | Node, key: int, name: str) -> None:
-        """Give a child that waits a new place in the order."""
-        if not child.serial:
-            self._standing += 1
+    def _stand(self, child: Leaf | Node, key: int, name: str) -> Place:
+        """Return a new place in the order for a child that waits, and take it out of the one it had."""
+        before, order = child.place, self.order
+        if before is None:
             self._unblock(child)
+        else:
+            del order[bisect_left(order, before[:3])]
         self._serials += 1
-        child.serial, child.key = self._serials, key
-        heappush(self.order, (key, name, child.serial, child))
-        if len(self.order) > 2 * self._standing + 16:
-            tidy(self.order)
+        place = (key, name, self._serials, child)
+        insort(order, place)
+        return place
 
     def _block(self, child: Leaf | Node, use: list[int]) -> None:
         """Let a child that does not wait stand for all that it uses."""
-        if child.serial:
-            self._standing -= 1
-            child.serial = 0
+        place = child.place
+        if place is not None:
+            del self.order[bisect_left(self.order, place[:3])]
+            child.place = None
+            if self.lines is not None and isinstance(child, Leaf):
+                self.lines.leave()
             self._add_part(child, None)
             self._recount(child, 0, 0)
         self._unblock(child)
@@ -297,13 +290,12 @@ class Node(Stand):
         """Count for each shape how many children stand for it, and of how many a guarantee covers it."""
         if admits != child.admits:
             gone = count(self._admitting, child.admits, admits)
-            for bit in bits_of(gone):
-                self.lines.pop(bit, None)
             self.mask = (self.mask | admits) & ~gone
+            if gone and self.lines is not None:
+                for bit in bits_of(gone):
+                    self.lines.forget(bit)
         if covers != child.covers:
             gone = count(self._covering, child.covers, covers)
-            for bit in bits_of(gone):
-                self.covered_lines.pop(bit, None)
             self.below = (self.below | covers) & ~gone
         child.admits, child.covers = admits, covers
 
@@ -319,10 +311,9 @@ class Node(Stand):
         self.coverable = self.admitted & (self.covered | self.below)
         if self.parent is None:
             return
-        lowest = head(self.order)
-        if lowest is None:
+        if not self.order:
             return
-        key, unit, rest = lowest[0], self.unit, self.rest
+        key, unit, rest = self.order[0][0], self.unit, self.rest
         self.lowest = key
         self.full = None
         if rest is None:
@@ -350,20 +341,21 @@ class Node(Stand):
         return max(map(min, full, raised), default=0)
 
 
-def count(counts: dict[int, int], before: int, after: int) -> int:
+def count(counts: list[int], before: int, after: int) -> int:
     """Count one less of each bit that was and one more of each that is now; return those of which none is left."""
     gone, fewer, more = 0, before & ~after, after & ~before
     while fewer:
-        bit = fewer & -fewer
-        fewer ^= bit
-        left = counts[bit] - 1
-        if left:
-            counts[bit] = left
-        else:
-            del counts[bit]
-            gone |= bit
-    while more:
-        bit = more & -more
-        more ^= bit
-        counts[bit] = counts.get(bit, 0) + 1
+        bit = fewer.bit_length() - 1
+        fewer ^= 1 << bit
+        counts[bit] -= 1
+        if not counts[bit]:
+            gone |= 1 << bit
+    if more:
+        short = more.bit_length() - len(counts)
+        if short > 0:
+            counts.extend([0] * short)
+        while more:
+            bit = more.bit_length() - 1
+            more ^= 1 << bit
+            counts[bit] += 1
     return gone

@@ -7,17 +7,14 @@ are looked at, until the next could not come first any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 from hal.broker.fair.leaf import Leaf
-from hal.broker.fair.limits import bits_of
 from hal.broker.fair.node import Node, World
-from hal.broker.fair.stand import Heap, Place, head
+from hal.broker.fair.stand import Place
 
 FEW = 8
-"""So many leaves are looked at in their order, before the lines of all shapes that can be served are."""
+"""Where there are many leaves, so many are looked at in their order before the lines of the shapes are."""
 
 REMEMBERED = 64
 """The answers to so many questions are kept at a node until something at or below it changes."""
@@ -51,8 +48,8 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
     if not (allowed or sought):
         return None
     if allowed == node.mask and not node.partial:  # all that wait can be served: who is first is known
-        place = head(node.order)
-        return None if place is None else Chosen(place[0], place[3], allowed, sought)
+        place = node.order[0]
+        return Chosen(place[0], place[3], allowed, sought)
     asked = allowed, sought
     if asked not in node.choices:
         if len(node.choices) >= REMEMBERED:
@@ -64,15 +61,19 @@ def choose(node: Node, world: World, allowed: int, sought: int) -> Chosen | None
 def _search(node: Node, world: World, allowed: int, sought: int) -> Chosen | None:
     """Look at the children in their order, until the next could not come first any more."""
     best = None
-    if node.lines:
+    children = node.order
+    if node.lines is not None:
+        children = node.inner_order
         leaf = _first_leaf(node, allowed, sought)
         if leaf is not None:
             best = leaf[0], leaf[1], Chosen(leaf[0], leaf[3], allowed, sought)
-    for bound, name, child in node.inner_order:  # children that have others below them
+    for bound, name, _, child in children:
         if best is not None and (bound > best[0] or (bound == best[0] and name > best[1])):
             break
-        if not (child.admitted & allowed or child.coverable & sought):
+        if not (child.admits & allowed or child.covers & sought):
             continue
+        if isinstance(child, Leaf):  # no other comes before it
+            return Chosen(bound, child, allowed, sought)
         below = choose(child, world, allowed, sought)
         if below is None:
             continue
@@ -94,40 +95,11 @@ def pick(root: Node, world: World, allowed: int, sought: int) -> str | None:
     return None
 
 
-def in_order(heap: Heap) -> Iterator[Place]:
-    """Yield the places of a heap that are still taken, the first first; the heap stays as it is."""
-    if head(heap) is None:
-        return
-    size = len(heap)
-    ahead = [(*heap[0][:3], 0)]
-    while ahead:
-        _, _, serial, at = heappop(ahead)
-        place = heap[at]
-        if place[3].serial == serial:
-            yield place
-        for following in (2 * at + 1, 2 * at + 2):
-            if following < size:
-                heappush(ahead, (*heap[following][:3], following))
-
-
 def _first_leaf(node: Node, allowed: int, sought: int) -> Place | None:
-    """Return the place of the leaf that comes first of those that can be served."""
-    if not node.inner and (allowed | sought).bit_count() > FEW:
-        first = head(node.order)
-        if first is not None and (first[3].admits & allowed or first[3].covers & sought):
-            return first
-        for number, place in enumerate(in_order(node.order)):
-            leaf = place[3]
-            if leaf.admits & allowed or leaf.covers & sought:
-                return place
-            if number >= FEW:
-                break
-    best = None
-    for lines, mask in ((node.lines, allowed), (node.covered_lines, sought)):
-        for bit in bits_of(mask):
-            line = lines.get(bit)
-            if line:
-                place_here = head(line)
-                if place_here is not None and (best is None or place_here < best):
-                    best = place_here
-    return best
+    """Return the place of the leaf that comes first of those that can be served, of many."""
+    for place in node.order[:FEW]:
+        leaf = place[3]
+        if isinstance(leaf, Leaf) and (leaf.admits & allowed or leaf.covers & sought):
+            return place
+    assert node.lines is not None
+    return node.lines.first(allowed, sought)

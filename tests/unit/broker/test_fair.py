@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hal.broker.fair import node, view
 from hal.broker.fair.limits import LimitReached, QuotaExceeded
 from hal.broker.fair.tree import FairTree
 from hal.errors import BrokerError, UsageError
@@ -127,6 +128,15 @@ def test_who_waits_in_vain_does_not_let_the_team_have_less():
 def test_the_tree_agrees_with_the_reference_through_churn(first_seed: int):
     for seed in range(first_seed, first_seed + 10):
         Churn(seed).run(60)
+
+
+@pytest.mark.parametrize("many", [0, 2])
+def test_it_does_so_where_leaves_are_kept_in_lines(monkeypatch: pytest.MonkeyPatch, many: int):
+    # As among more than 64 children, which no random tree has.
+    monkeypatch.setattr(node, "MANY", many)
+    monkeypatch.setattr(view, "FEW", many // 2)
+    for seed in range(examples(40)):
+        Churn(100_000 + seed).run(60)
 
 
 def test_a_higher_class_goes_first_and_a_guarantee_goes_first_within_a_class():
