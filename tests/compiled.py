@@ -12,5 +12,5 @@ def keep_compiled(cache: Path) -> None:
     """Let a fresh folder that a test names in ``XDG_CACHE_HOME`` share what is compiled, and nothing else."""
     kept = cache_folder(os.environ)
     kept.mkdir(parents=True, exist_ok=True)
-    cache.mkdir(parents=True)
+    cache.mkdir(parents=True, exist_ok=True)
     (cache / kept.name).symlink_to(kept)
