@@ -130,17 +130,8 @@ class Node(Stand):
         self.admitted = self.covered = self.coverable = self.below = 0
         self.full: list[int] | None = None
         self.rest: list[int] | None = None
-        self.choices: dict[tuple[int, int], Chosen | None] = {}
-        self.scaled: list[int] = []
         self.direction: list[int] = []
         self.dominant = self.lowest = 0
-        self.partial: set[Node] = set()
-        self.order: list[Place] = []
-        self.lines: Lines | None = None
-        self.inner_order: list[Place] = []
-        self._admitting: list[int] = []
-        self._covering: list[int] = []
-        self._blocked: list[int] = []
         self._serials = 0
 
     def touch(self, leaf: Leaf) -> None:
@@ -169,6 +160,7 @@ class Node(Stand):
         self._sum_up(world)
 
     def _begin_anew(self, world: World) -> None:
+        """Forget what is remembered of the children; a tenant without any never has room for it."""
         self.stale = False
         self.epoch = world.epoch
         items: list[Leaf | Node] = [child if child.children else child.own for child in self.children.values()]
@@ -181,10 +173,14 @@ class Node(Stand):
         self.unit = self.factor * QUANTUM
         self.mask = self.below = 0
         self.scaled = [0] * len(world.names)
-        self._blocked = [0] * len(world.names)
         self.rest = None
-        for kept in (self._admitting, self._covering, self.partial, self.order, self.inner_order):
-            kept.clear()
+        self.choices: dict[tuple[int, int], Chosen | None] = {}
+        self.partial: set[Node] = set()
+        self.order: list[Place] = []
+        self.inner_order: list[Place] = []
+        self._admitting: list[int] = []
+        self._covering: list[int] = []
+        self._blocked = [0] * len(world.names)
         self.lines = Lines() if len(self.children) > MANY else None
 
     def _place_leaf(self, leaf: Leaf, world: World) -> None:

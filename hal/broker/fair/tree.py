@@ -342,7 +342,8 @@ class FairTree:
             own[index] += amount
         above: Node | None = node
         while above is not None:
-            above.leases += leases
+            if leases:
+                above.leases += leases
             use = above.use
             for index, amount in pairs:
                 use[index] += amount
