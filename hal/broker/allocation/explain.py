@@ -122,6 +122,11 @@ def explain(state: State, claim: Claim, most_devices: int | None = None) -> Expl
     state.settle()
     if most_devices is None:
         most_devices = MOST_DEVICES if len(state.nodes) > FEW_NODES else MOST_DEVICES_OF_FEW
+    with state.purse:
+        return _explained(state, claim, most_devices)
+
+
+def _explained(state: State, claim: Claim, most_devices: int) -> Explanation:
     # On few machines it is quick to find the better words.
     counted_out = len(state.nodes) > FEW_NODES and is_counted_out(state, claim)
     outcome = None if counted_out else allocate(state, claim)

@@ -9,6 +9,7 @@ import pytest
 from hal.broker import command as c
 from hal.broker.allocation import problem
 from hal.broker.allocation.choice import Place, Refusal
+from hal.broker.allocation.explain import explain
 from hal.broker.allocation.problem import Budget
 from hal.broker.allocation.view import allocate
 from hal.model.claim import Claim, Constraint, Gang, Gather, Request
@@ -110,6 +111,16 @@ def test_a_gang_that_is_hard_to_count_is_undecided_and_never_refused_for_that(sp
         assert fits < 4
     else:
         assert len(answers[-1].choices) == 4
+
+
+def test_an_explanation_has_one_purse_and_says_where_it_was_given_up(spent, monkeypatch):
+    monkeypatch.setattr(problem, "OF_A_DECISION", 1_500)
+    monkeypatch.setattr(problem, "OF_A_COMMAND", 3_000)
+    state = state_of(different(40))
+    told = explain(state, picky("c"))
+    assert sum(spent) <= 3_000 + 2 * 4_000
+    assert not told.decided
+    assert "given up" in told.reason
 
 
 def test_devices_over_many_nodes_cost_more_a_step():
