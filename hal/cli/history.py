@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import select
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from hal.model.event import Event
 
 _LOOK_SECONDS = 1.0
+_STREAM_SECONDS = 5.0
+"""How long a stream is read before it is looked whether anybody still reads us."""
 
 
 def do_events(options: argparse.Namespace) -> int:
@@ -36,13 +39,28 @@ def do_events(options: argparse.Namespace) -> int:
             for event in broker.events(since, options.tenant):
                 since = event.revision
                 _print(event, options.json)
-            if follow and isinstance(broker, Client):
-                for event in broker.watch(since, deadline, options.tenant):
+            while follow and isinstance(broker, Client) and not deadline.expired:
+                some = Deadline.after(min(_STREAM_SECONDS, deadline.remaining_seconds))
+                for event in broker.watch(since, some, options.tenant):
                     since = event.revision
                     _print(event, options.json)
+                _check_reader()
+        _check_reader()
         if not follow or deadline.expired:
             return 0
         time.sleep(min(_LOOK_SECONDS, deadline.remaining_seconds))  # others need the journal, too
+
+
+def _check_reader() -> None:
+    """Raise ``BrokenPipeError`` if whoever read us has gone: where nothing happens no write would tell."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        found = poll.poll(0)
+    except (OSError, ValueError):  # no file: the output is kept in memory
+        return
+    if any(flags & select.POLLERR for _, flags in found):
+        raise BrokenPipeError
 
 
 def _print(event: Event, as_json: bool) -> None:

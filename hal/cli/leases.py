@@ -30,7 +30,8 @@ def print_lease(lease: Lease, now: float) -> None:
     left = f"{span(lease.expires_at - now)} left" if lease.expires_at > now else "expired"
     print(f"lease {lease.id}  {lease.state.value}  tenant {lease.tenant}  fence {lease.fence}  {left}")
     for device in lease.devices:
-        print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}")
+        which = f"  replica {device.replica}" if lease.elastic is not None or lease.replicas > 1 else ""
+        print(f"  {device.request:<10} {device.node}/{device.name:<12} {device.id}{which}")
     if lease.why_ended:
         print(f"  {lease.why_ended}")
     elif lease.leave_by:

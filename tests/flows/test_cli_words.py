@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +136,22 @@ def test_the_reason_for_waiting_is_kept_where_nothing_new_is_said_of_it(capsys):
     line.show(Queued(1), 0.0)
     said = capsys.readouterr().err.splitlines()
     assert said == ["hal: position 2 of the queue: all are held", "hal: position 1 of the queue: all are held"]
+
+
+def test_following_ends_when_nobody_reads_any_more(hal, doors):
+    hal("status")
+    command = [BIN / "hal", "events", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as following:
+        following.stdout.readline()
+        following.stdout.close()
+        assert following.wait(60) == 0
+        assert following.stderr.read() == b""
+
+
+def test_replicas_are_numbered_where_there_can_be_several(hal):
+    assert "replica" not in hal("claim", "gpu", "--id", "one")
+    said = hal("claim", "gpu", "--replicas", "2", "--id", "two")
+    assert [line.rpartition("  ")[2] for line in said.splitlines()[1:3]] == ["replica 0", "replica 1"]
 
 
 def test_how_long_events_are_followed_says_that_they_are(hal):
