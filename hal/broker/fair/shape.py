@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import compress
 from typing import NamedTuple
 
 from hal.broker.fair.limits import Pairs
@@ -121,8 +122,8 @@ class Shapes:
         """
         if len(self._priorities) == 1:
             mask, groups = 0, self._classes[self._priorities[0]]
-            for group in filter(feasible, groups):
-                mask |= groups[group]
+            for bits in compress(groups.values(), map(feasible, groups)):
+                mask |= bits
             if mask:
                 yield mask
             return
