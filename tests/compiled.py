@@ -7,10 +7,12 @@ from pathlib import Path
 
 from hal_mocks.native import cache_folder
 
+KEPT = cache_folder(os.environ)
+"""Where it is, before a test changes the environment."""
+
 
 def keep_compiled(cache: Path) -> None:
     """Let a fresh folder that a test names in ``XDG_CACHE_HOME`` share what is compiled, and nothing else."""
-    kept = cache_folder(os.environ)
-    kept.mkdir(parents=True, exist_ok=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / kept.name).symlink_to(kept)
+    (cache / KEPT.name).symlink_to(KEPT)
