@@ -241,7 +241,10 @@ class Client:
 
 
 def unreachable(address: str, error: Exception) -> Unreachable:
-    """Return the error for a server that does not answer."""
+    """Return the error for a server that does not answer, or at whose socket we may not."""
+    if isinstance(error, PermissionError):
+        hint = f"ls -l {address} tells whose group may; hal serve --group NAME"
+        return Unreachable(f"{address} lets only its owner and its group connect", during="connect", hint=hint)
     return Unreachable(
         f"no server answers at {address}: {error or type(error).__name__}", during="connect", hint="hal serve"
     )

@@ -12,7 +12,7 @@ import pytest
 
 from hal import errors
 from hal.api import aio, http1, wire
-from hal.api.client import Client
+from hal.api.client import Client, unreachable
 from hal.api.keep import Keeping
 from hal.api.local import LocalBroker
 from hal.api.surface import Broker
@@ -252,3 +252,10 @@ def test_one_connection_carries_one_question_after_the_other_with_asyncio_too(tm
     with served(FakeBroker(tmp_path), tmp_path / "s"):
         asyncio.run(main())
     assert len(made) == 1
+
+
+def test_a_socket_that_is_for_others_is_said_to_be_so():
+    error = unreachable("/run/hal/hal.sock", PermissionError(13, "Permission denied"))
+    assert "only its owner and its group" in str(error)
+    assert "--group" in str(error)
+    assert "Connection refused" in str(unreachable("/run/hal/hal.sock", ConnectionRefusedError("Connection refused")))
