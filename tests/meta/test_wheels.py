@@ -89,7 +89,7 @@ def test_no_vendor_library_is_needed_by_the_core(wheels: dict[str, Path]):
         if line.startswith("Requires-Dist") and "extra" not in line
     }
     of_the_server = {"httptools", "pyjwt", "starlette", "uvicorn"}
-    assert needed == {"cel-python", "msgspec", "numpy", "pluggy", "shtab", *of_the_server}
+    assert needed == {"cel-python", "msgspec", "numpy", "pluggy", "pyyaml", "shtab", *of_the_server}
 
 
 def test_the_example_plugin_appears_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path):
