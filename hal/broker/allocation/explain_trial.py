@@ -54,6 +54,7 @@ def is_possible(state: State, trial: Claim) -> bool | None:
 
 def _fits_one_node(state: State, trial: Claim) -> bool | None:
     """Return whether some node can meet a claim that must lie on one; None if nobody knows."""
+    state.purse.begin()
     view = view_of(state, shape_of(trial))
     unknown = False
     for tried, known in enumerate(view.readings()):
