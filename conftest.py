@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
+
+import pytest
 
 MEMORY = Path("/dev/shm")
 ENOUGH_BYTES = 8 << 30
@@ -19,6 +22,17 @@ def pytest_configure() -> None:
     """
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _is_roomy():
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
+    """Give the memory back if there is nothing to look at."""
+    yield
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    if exitstatus == 0 and factory is not None and not hasattr(session.config, "workerinput"):
+        folder = factory.getbasetemp()
+        if MEMORY in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_roomy() -> bool:
