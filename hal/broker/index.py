@@ -43,7 +43,7 @@ class DeviceIndex(ABC):
         self.fair = FairTree()
         self._by_name: dict[str, Node] = {}
         self._here: dict[str, dict[str, None]] = {}
-        self._dirty: set[str] = set()
+        self.dirty: set[str] = set()
         self._totals: dict[str, dict[str, int]] = {}
         self._total: dict[str, int] = {}
 
@@ -58,7 +58,7 @@ class DeviceIndex(ABC):
             self._leave(before)
         self.devices[device.id] = device
         self._here.setdefault(device.location.node, {})[device.id] = None
-        self._dirty.add(device.location.node)
+        self.dirty.add(device.location.node)
 
     def forget(self, device_id: str) -> None:
         """Take out a device."""
@@ -69,20 +69,20 @@ class DeviceIndex(ABC):
 
     def _leave(self, device: Device) -> None:
         self._here[device.location.node].pop(device.id, None)
-        self._dirty.add(device.location.node)
+        self.dirty.add(device.location.node)
 
     def settle(self) -> None:
         """Bring the nodes whose devices changed up to date."""
-        if not self._dirty:
+        if not self.dirty:
             return
-        for name in sorted(self._dirty):
+        for name in sorted(self.dirty):
             node = self._by_name.get(name)
             if node is None:
                 node = self._by_name[name] = Node(name, len(self.nodes))
                 self.nodes.append(node)
             self._rebuild(node)
             self._count(name)
-        self._dirty.clear()
+        self.dirty.clear()
         self.fair.set_total({kind: amount for kind, amount in self._total.items() if amount})
 
     def _rebuild(self, node: Node) -> None:
@@ -155,7 +155,7 @@ class DeviceIndex(ABC):
         if devices:
             node = by_name.get(devices[0].node)
             # What is on a node that is up to date is there, whatever else has moved.
-            if node is not None and node.name not in self._dirty and (node.knows(devices) or node.has_all(devices)):
+            if node is not None and node.name not in self.dirty and (node.knows(devices) or node.has_all(devices)):
                 self._mark_on(node, devices, yes)
                 return
         last: Node | None = None
@@ -163,7 +163,7 @@ class DeviceIndex(ABC):
         for device in devices:  # of one node after the other, as they were chosen
             found = known.get(device.id)  # a machine may have got another name since
             node = by_name.get(found.location.node if found is not None else device.node)
-            if node is None or node.name in self._dirty or device.id not in node.place:
+            if node is None or node.name in self.dirty or device.id not in node.place:
                 continue  # what is built afresh anyway counts it then, and must not count it twice
             if node is not last:
                 if last is not None:
@@ -217,9 +217,9 @@ class DeviceIndex(ABC):
         if not target.startswith(NODE):
             self._disturb(target)
         elif target.removeprefix(NODE) in self._here:
-            self._dirty.add(target.removeprefix(NODE))
+            self.dirty.add(target.removeprefix(NODE))
 
     def _disturb(self, device_id: str) -> None:
         device = self.devices.get(device_id)
         if device is not None:
-            self._dirty.add(device.location.node)
+            self.dirty.add(device.location.node)

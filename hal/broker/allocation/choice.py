@@ -95,7 +95,8 @@ def given(place: Place, fence: int = 0, first: int = 0) -> tuple[AllocatedDevice
     """
     choices = place.choices
     if len(choices) == 1:
-        found = _given(place, choices[0], first)
+        choice = choices[0]
+        found = _given(place, choice, first) if choice.in_part else choice.node.given(choice.order, place.names, first)
     elif place.replicas == 1:
         found = _across(place, first)
     else:

@@ -132,9 +132,9 @@ class Look:
         if self._by_number:
             return self.best_but({})
         heap, where = self._heap, self.table.where
-        aside: list[Entry] = []
+        aside: list[Entry] | None = None
         found: tuple[int, Solved] | None = None
-        while heap and found is None:
+        while heap:
             entry = heap[0]
             situation = entry[4]
             if situation.live:
@@ -144,20 +144,25 @@ class Look:
                         known = self._settled(situation)
                     except Exhausted:
                         self.starved = True
+                        aside = aside or []
                         aside.append(heappop(heap))
                         continue
                     if known is not None:
                         heapreplace(heap, known)
                         continue
                 else:
-                    index = situation.first(where)
-                    if index is not None:
-                        found = index, solved
-                        break
+                    index = situation.heap[0]
+                    if where[index] is not situation:
+                        first = situation.first(where)
+                        assert first is not None
+                        index = first
+                    found = index, solved
+                    break
             heappop(heap)
             self._queued.discard(entry[3])
-        for entry in aside:
-            heappush(heap, entry)
+        if aside:
+            for entry in aside:
+                heappush(heap, entry)
         return found
 
     def best_but(self, changed: Mapping[int, Situation]) -> tuple[int, Solved] | None:

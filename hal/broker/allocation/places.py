@@ -48,8 +48,8 @@ class Node(Handout):
     """
 
     __slots__ = (
-        "_above", "_barred", "_cordoned", "_fits", "_kept", "_masks", "_parts", "_users", "_uses", "_whole", "fate",
-        "fit", "free", "full", "held", "index", "layout", "loners", "made", "open", "partial", "place", "rack",
+        "_above", "_barred", "_cordoned", "_fits", "_kept", "_masks", "_parts", "_plain", "_users", "_uses", "_whole",
+        "fate", "fit", "free", "full", "index", "layout", "loners", "made", "open", "partial", "place", "rack",
         "version",
     )  # fmt: skip
 
@@ -60,12 +60,13 @@ class Node(Handout):
         self.place: dict[str, int] = {}
         self.fate: tuple[int, ...] = ()
         self.loners = True
-        self.fit = self.held = self.free = self.open = self.full = 0
+        self.fit = self.free = self.open = self.full = 0
         self.partial: Partial = ()
         self.layout = Layout((), (), (), (), (), False)
         self.version = 0
         self.made: dict[int, dict[str, int]] = {}
         self._whole = self._barred = self._cordoned = self._kept = 0
+        self._plain = False
         self._uses: dict[int, dict[str, int]] = {}
         self._users: dict[int, int] = {}
         self._parts: dict[int, tuple[str, ...]] = {}
@@ -174,8 +175,12 @@ class Node(Handout):
         """Mark devices, or what is used or made of them, as held."""
         known = self._masked.get(id(devices))
         if known is not None and known[0] is devices:
-            self._whole |= known[1]
-            self._count()
+            whole = self._whole = self._whole | known[1]
+            if self._plain:
+                self.open = open_ = self.full & ~(whole | self._barred)
+                self.free = self.fit & open_
+            else:
+                self._count()
             return
         place = self.place
         mask = 0
@@ -199,8 +204,12 @@ class Node(Handout):
         """Mark devices, or what is used or made of them, as given back."""
         known = self._masked.get(id(devices))
         if known is not None and known[0] is devices:
-            self._whole &= ~known[1]
-            self._count()
+            whole = self._whole = self._whole & ~known[1]
+            if self._plain:
+                self.open = open_ = self.full & ~(whole | self._barred)
+                self.free = self.fit & open_
+            else:
+                self._count()
             return
         place = self.place
         mask = 0
@@ -240,20 +249,29 @@ class Node(Handout):
         else:
             del parts[position]
 
+    @property
+    def held(self) -> int:
+        """The positions of which something is held: all, a share or a part."""
+        held = self._whole
+        for position in (*self._uses, *self._parts):
+            held |= 1 << position
+        return held
+
     def _count(self) -> None:
-        if not (self._uses or self._parts or self.made):
-            self.held = held = self._whole
-            self.open = open_ = self.full & ~((held if self.loners else self.related(held)) | self._barred)
+        # Plain: nothing is given in part and nothing shares its fate, so that what is given is all that matters.
+        self._plain = self.loners and not (self._uses or self._parts or self.made)
+        if self._plain:
+            self.open = open_ = self.full & ~(self._whole | self._barred)
             self.free = self.fit & open_
             self.partial = ()
             return
-        self.held, self.open, self.partial = self._situation(self._whole, self._uses, self._parts, self._barred)
+        self.open, self.partial = self._situation(self._whole, self._uses, self._parts, self._barred)
         self.free = self.fit & self.open
 
     def _situation(
         self, whole: int, uses: Mapping[int, Mapping[str, int]], parts: Mapping[int, tuple[str, ...]], barred: int
-    ) -> tuple[int, int, Partial]:
-        """Return what is held, what is open, and what has room perhaps though it is given in part."""
+    ) -> tuple[int, Partial]:
+        """Return what is open, and what has room perhaps though it is given in part."""
         held = whole
         for position in (*uses, *parts):
             held |= 1 << position
@@ -272,7 +290,7 @@ class Node(Handout):
             else:
                 slots = sorted({*parts.get(position, ()), *made})
                 entries.append((position, (), tuple(slots)))
-        return held, self.full & ~(self.related(held) | barred), tuple(entries)
+        return self.full & ~(self.related(held) | barred), tuple(entries)
 
     def what_if(
         self, freed: Iterable[AllocatedDevice], barred: Collection[str], kept: Collection[str]
@@ -299,13 +317,11 @@ class Node(Handout):
         if kept:
             closed = self._cordoned | self.related(self._kept & ~self.mask_of(kept))
         closed |= self.related(self.mask_of(barred))
-        _, open_, partial = self._situation(whole, uses, parts, closed)
-        return open_, partial
+        return self._situation(whole, uses, parts, closed)
 
     def emptied(self) -> tuple[int, Partial]:
         """Return ``open`` and ``partial`` as if nothing were held or kept; what is cordoned stays so."""
-        _, open_, partial = self._situation(0, {}, {}, self._cordoned)
-        return open_, partial
+        return self._situation(0, {}, {}, self._cordoned)
 
     # --- what fits
 

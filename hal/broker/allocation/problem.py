@@ -95,19 +95,22 @@ class Purse:
     Counted in steps over few devices (0.1 ms in Python); a step over many costs several.
     """
 
-    __slots__ = ("_depth", "_rest", "left")
+    __slots__ = ("_depth", "_rest", "left", "used")
 
     def __init__(self) -> None:
         self.left = OF_A_DECISION
+        self.used = False
         self._rest = OF_A_COMMAND
         self._depth = 0
 
     def begin(self) -> None:
-        """Begin a decision."""
+        """Begin a decision, if something was taken out by an earlier one (``used``)."""
         self.left = OF_A_DECISION if not self._depth else min(OF_A_DECISION, self._rest)
+        self.used = self.left < OF_A_DECISION
 
     def take(self, amount: int) -> None:
         """Take some out."""
+        self.used = True
         self.left -= amount
         self._rest -= amount
 

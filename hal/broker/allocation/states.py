@@ -94,7 +94,8 @@ class Table:
 
     def refresh(self, state: State) -> None:
         """Look at the nodes that changed since the last time."""
-        state.settle()
+        if state.dirty:
+            state.settle()
         touched = state.touched
         reached = state.forgotten_touches + len(touched)
         seen = self.seen

@@ -126,7 +126,8 @@ def allocate(state: State, claim: Claim, view: View | None = None, *, replicas: 
 
     ``replicas`` asks for exactly so many, whatever the claim says. None: the search was given up, nobody knows.
     """
-    state.purse.begin()
+    if state.purse.used:
+        state.purse.begin()
     if view is None:
         view = state.recent.get(id(claim.requests))
         if (
