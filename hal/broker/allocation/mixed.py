@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hal.broker.allocation.view import View
     from hal.broker.state import State
 
-MOST_READINGS = 16
+MOST_READINGS = 64
 MOST_SETS = 512
 """How many sets of readings are tried on one node."""
 MOST_WORK = 2_000_000
