@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def pytest_configure() -> None:
     """
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _is_roomy():
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+    # A run in the background, or under nohup, is started with these ignored, and all that tests start would be, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

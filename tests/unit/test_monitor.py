@@ -23,15 +23,7 @@ from hal.errors import (
     Unsupported,
 )
 from hal.interfaces.gpu import PartitionsDevices
-from tests.unit.odd_plugin import Place, alive, facts, soon, until
-
-
-@pytest.fixture
-def place(tmp_path):
-    found = Place(tmp_path)
-    yield found
-    for process in found.started:
-        process.close()
+from tests.unit.odd_plugin import alive, facts, soon, until
 
 
 @pytest.fixture

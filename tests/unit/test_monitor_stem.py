@@ -16,15 +16,7 @@ from hal.drivers.monitor_life import Stem
 from hal.drivers.monitor_restarts import Restarts
 from hal.errors import DeadlineExceeded, DriverError, NotReady
 from hal.interfaces.deadline import Deadline
-from tests.unit.odd_plugin import Place, alive, facts, soon, until
-
-
-@pytest.fixture
-def place(tmp_path):
-    found = Place(tmp_path)
-    yield found
-    for process in found.started:
-        process.close()
+from tests.unit.odd_plugin import alive, facts, soon, until
 
 
 @pytest.fixture
