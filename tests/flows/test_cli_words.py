@@ -19,7 +19,8 @@ from hal.cli import asking
 from hal.cli.asking import local_time, localized, span, when
 from hal.cli.main import main
 from hal.cli.waiting import Progress
-from tests.unit.server_world import FakeBroker, served
+from tests.unit.fake_broker import FakeBroker
+from tests.unit.server_world import served
 
 BIN = Path(sys.executable).parent
 _STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"

@@ -22,7 +22,8 @@ from hal.interfaces.deadline import Deadline
 from hal.model.claim import Claim, Request
 from hal.model.event import EventType
 from hal.model.kind import Kind
-from tests.unit.server_world import FakeBroker, served, until
+from tests.unit.fake_broker import FakeBroker
+from tests.unit.server_world import served, until
 
 VERBS = sorted(name for name, verb in vars(Broker).items() if inspect.isfunction(verb) and not name.startswith("_"))
 

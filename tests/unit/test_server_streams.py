@@ -17,7 +17,8 @@ from hal.api.server.listen import listen_unix
 from hal.api.wire import Compacted, Unauthenticated
 from hal.errors import BrokerError, ClaimError, ClaimRefused, HalError, LeaseNotFound, UsageError
 from hal.interfaces.deadline import Deadline
-from tests.unit.server_world import FakeBroker, World, served, until, wanted
+from tests.unit.fake_broker import FakeBroker
+from tests.unit.server_world import World, served, until, wanted
 
 
 @pytest.fixture
