@@ -26,7 +26,7 @@ from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import ALL_ACCESS, Access, CompletionCode, ConnectionState, Port, Rnic
 from hal.model.device import Device
 from hal.testing.conformance import assert_error_is_for_people, needs
-from hal.testing.kinds.rnic_bench import WITHIN, Pair, RnicBench, connect, finish
+from hal.testing.kinds.rnic_bench import WITHIN, Pair, RnicBench, connect, finish, flush_until_it_ends
 from hal.testing.kinds.rnic_peer import PeerProcess
 
 RKEY_OF_NOBODY = bytes(range(16))
@@ -295,7 +295,7 @@ class RnicConformance(RnicBench):
     def test_a_closed_peer_is_a_typed_error(self, pair: Pair) -> None:
         pair.far.close()
         with pytest.raises(TransferError):
-            pair.near.flush().wait(Deadline.after(WITHIN))
+            flush_until_it_ends(pair.near, Deadline.after(WITHIN))
         assert pair.near.state is ConnectionState.ERROR
 
     # Two-sided

@@ -96,3 +96,10 @@ def connect(near: Rnic, far: Rnic, *, rnr_timeout_seconds: float = 5.0) -> tuple
     here = near.endpoint(rnr_timeout_seconds=rnr_timeout_seconds)
     there = far.endpoint(rnr_timeout_seconds=rnr_timeout_seconds)
     return here.connect(there.address), there.connect(here.address)
+
+
+def flush_until_it_ends(connection: Connection, deadline: Deadline) -> None:
+    """Flush again and again: with nothing under way one may be done before the news is there that the peer is gone."""
+    while True:
+        deadline.check(during="waiting to hear that the peer is gone")
+        connection.flush().wait(deadline)
