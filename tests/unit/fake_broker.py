@@ -156,7 +156,7 @@ class FakeBroker:
                 self.lock.wait(deadline.timeout)
 
     def claim(self, asked, **words):
-        raise NotImplementedError
+        raise AssertionError("a server submits claims, and waits for them; it never holds a lease itself")
 
     def explain(self, asked, **words):
         claim = make_claim(asked, **words)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from hal.model.device import Device
 from hal.model.lease import AllocatedDevice
 
@@ -90,15 +92,5 @@ class Handout:
                 aliases=device.aliases,
             )
         if replica:
-            return AllocatedDevice(
-                id=found.id,
-                kind=found.kind,
-                name=found.name,
-                node=found.node,
-                driver=found.driver,
-                request=request,
-                vendor=found.vendor,
-                aliases=found.aliases,
-                replica=replica,
-            )
+            return replace(found, replica=replica)
         return found
