@@ -12,7 +12,7 @@ from hal.drivers.guard import OpenGuard
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.rnic import ALL_ACCESS, Connection, Region, Rnic
 
-WITHIN_SECONDS = 30.0
+WITHIN_SECONDS = 60.0
 
 
 class DriverSpec(NamedTuple):
@@ -120,19 +120,19 @@ class _Peer:
     def fetch_add(self, address: int, rkey: bytes, rounds: int) -> None:
         assert self.connection is not None
         for _ in range(rounds):
-            self.connection.fetch_add(address, rkey, 1).wait(Deadline.after(10))
+            self.connection.fetch_add(address, rkey, 1).wait(Deadline.after(WITHIN_SECONDS))
 
     def echo(self, rounds: int) -> None:
         assert self.connection is not None
         buffer = bytearray(64)
         for _ in range(rounds):
-            length = self.connection.recv(buffer).wait(Deadline.after(10))
-            self.connection.send(bytes(buffer[:length][::-1])).wait(Deadline.after(10))
+            length = self.connection.recv(buffer).wait(Deadline.after(WITHIN_SECONDS))
+            self.connection.send(bytes(buffer[:length][::-1])).wait(Deadline.after(WITHIN_SECONDS))
 
 
 def _main(pipe: Pipe, spec: DriverSpec, device_id: str) -> None:
     driver = cast(Driver, getattr(importlib.import_module(spec.module), spec.function)(*spec.arguments))
-    with cast(Rnic, driver.open(device_id, OpenGuard(), Deadline.after(10))) as nic:
+    with cast(Rnic, driver.open(device_id, OpenGuard(), Deadline.after(WITHIN_SECONDS))) as nic:
         peer = _Peer(nic)
         pipe.send((True, None))
         while True:

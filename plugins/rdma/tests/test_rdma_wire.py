@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hal.errors import FlushedError, RemoteAccessError, TransferError
 from hal.interfaces.rnic import ALL_ACCESS, Access, CompletionCode, Gid
+from hal_rdma.buffers import address_of, as_bytes
 from hal_rdma.verbs.binding import DEBIAN, why_no_binding
-from hal_rdma.verbs.buffers import address_of, bytes_of
 from hal_rdma.verbs.endpoint import best_gid, gid_bytes, gid_text
 from hal_rdma.verbs.timing import ACK_RETRIES, ACK_TIMEOUT, FOREVER, PULSE_SECONDS, RNR_TIMERS_MS, plan_rnr
 from hal_rdma.verbs.wire import Address, RemoteKey, pack_address, pack_key, unpack_address, unpack_key
@@ -150,7 +150,7 @@ def test_a_completions_status_is_a_typed_error_with_its_code(status: int, kind: 
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64), st.booleans())
 def test_a_buffers_address_is_where_its_bytes_are(data: bytes, writable: bool) -> None:
-    view = bytes_of(bytearray(data) if writable else data, "rnic-x", "put")
+    view = as_bytes(bytearray(data) if writable else data, "rnic-x", "put")
     assert ctypes.string_at(address_of(view), view.nbytes) == data
 
 

@@ -19,7 +19,8 @@ from tests.lab.needs import CHECKOUT
 PROGRAMS = CHECKOUT / "tests/lab/checks"
 _RDMA_TESTS = CHECKOUT / "plugins/rdma/tests"
 _SECONDS = 240.0
-_TESTS_SECONDS = 600.0
+_TESTS_SECONDS = 900.0
+_ONE_TEST_SECONDS = 300
 
 
 def programs() -> list[Path]:
@@ -56,7 +57,7 @@ def start_verbs_tests(lab: Lab) -> str:
     lab.beside = lab.guest.start(
         # By -c: a peer process that multiprocessing spawns imports what -m named, and pytest takes long, emulated.
         lab.host.python, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
-        "-q", "-p", "no:cacheprovider", *files,
+        "-q", "-p", "no:cacheprovider", "--timeout", str(_ONE_TEST_SECONDS), *files,
         timeout=_TESTS_SECONDS,
         environ={"HAL_LAB": "1"},
     )  # fmt: skip

@@ -14,8 +14,8 @@ from hal.errors import DeviceBusy, InvalidArgument, RemoteAccessError
 from hal.interfaces.deadline import Deadline
 from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import Access, CompletionCode, ConnectionState
+from hal_rdma.buffers import as_bytes
 from hal_rdma.ucx import declarations as c
-from hal_rdma.ucx.buffers import as_bytes
 from hal_rdma.ucx.changes import ADD, SWAP, Change
 from hal_rdma.ucx.keys import Address, open_key
 from hal_rdma.ucx.link import Link

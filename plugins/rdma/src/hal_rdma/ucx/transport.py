@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hal.errors import InvalidArgument
 from hal.interfaces.rnic import Access, LinkLayer, PhysicalState, Port, PortState
 from hal.model.attributes import Absence, Attribute
+from hal_rdma.buffers import as_bytes
 from hal_rdma.software import SoftwareNic, transports_of
-from hal_rdma.ucx.buffers import as_bytes
 from hal_rdma.ucx.changes import Changer
 from hal_rdma.ucx.context import Context
 from hal_rdma.ucx.declarations import SEQ_CST

@@ -10,7 +10,7 @@ from hal.errors import DeviceBusy, InvalidArgument, Unsupported
 from hal.interfaces.deadline import or_default
 from hal.interfaces.operation import Operation
 from hal.interfaces.rnic import ATOMIC_BYTES, Access, CompletionCode, ConnectionState
-from hal_rdma.verbs.buffers import address_of, bytes_of
+from hal_rdma.buffers import address_of, as_bytes
 from hal_rdma.verbs.memory import register
 from hal_rdma.verbs.queue import DEPTH
 from hal_rdma.verbs.wire import Address, RemoteKey, unpack_key
@@ -44,6 +44,7 @@ class VerbsConnection:
         self._write, self._read = enums.IBV_WR_RDMA_WRITE, enums.IBV_WR_RDMA_READ
         self._add, self._swap = enums.IBV_WR_ATOMIC_FETCH_AND_ADD, enums.IBV_WR_ATOMIC_CMP_AND_SWP
         self._message = enums.IBV_WR_SEND
+        self._answered = frozenset({self._read, self._add, self._swap})
         self._signaled, self._inline, self._fence = (
             enums.IBV_SEND_SIGNALED,
             enums.IBV_SEND_INLINE,
@@ -78,7 +79,7 @@ class VerbsConnection:
     ) -> Operation[None]:
         """Write; done when the target's NIC has acknowledged it."""
         self._enter("put", deadline)
-        data = bytes_of(local, self._id, "put")
+        data = as_bytes(local, self._id, "put")
         return self._reach("put", self._write, data, remote_address, rkey, Access.REMOTE_WRITE, deadline)
 
     def get(
@@ -86,7 +87,7 @@ class VerbsConnection:
     ) -> Operation[None]:
         """Read; done when the bytes are here."""
         self._enter("get", deadline)
-        into = bytes_of(local, self._id, "get", writable=True)
+        into = as_bytes(local, self._id, "get", writable=True)
         return self._reach("get", self._read, into, remote_address, rkey, Access.REMOTE_READ, deadline)
 
     def _reach(
@@ -176,7 +177,7 @@ class VerbsConnection:
     def send(self, local: Readable, *, deadline: Deadline | None = None) -> Operation[None]:
         """Send a message; done when it is in the peer's buffer."""
         self._enter("send", deadline)
-        data = bytes_of(local, self._id, "send")
+        data = as_bytes(local, self._id, "send")
         refused = self._refused("send")
         if refused is not None:
             return refused
@@ -186,7 +187,7 @@ class VerbsConnection:
     def recv(self, local: Writable, *, deadline: Deadline | None = None) -> Operation[int]:
         """Post a buffer for one message."""
         self._enter("recv", deadline)
-        into = bytes_of(local, self._id, "recv", writable=True)
+        into = as_bytes(local, self._id, "recv", writable=True)
         refused = self._refused("recv")
         if refused is not None:
             return refused
@@ -294,7 +295,11 @@ class VerbsConnection:
         flags |= self._signaled
         if self._fenced:
             self._fenced = False
-            flags |= self._fence
+            if self._transport.fences:
+                flags |= self._fence
+            else:
+                self._queue.wait_for_answers(or_default(None), request.step)
+        request.is_answered = opcode in self._answered
         work = self._transport.verbs.SendWR(opcode=opcode, num_sge=len(segments), sg=segments or None, send_flags=flags)
         if aim is not None:
             aim(work)

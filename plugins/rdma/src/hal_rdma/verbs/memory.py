@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hal.errors import InvalidArgument, OutOfMemory
 from hal.interfaces.rnic import Access
-from hal_rdma.verbs.buffers import address_of, bytes_of
+from hal_rdma.buffers import address_of, as_bytes
 from hal_rdma.verbs.wire import RemoteKey, pack_key
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class VerbsRegion:
 
 def _view(memory: Writable | int, access: Access, device: str) -> memoryview:
     if not isinstance(memory, int):
-        view = bytes_of(memory, device, "register", writable=bool(access & Access.LOCAL_WRITE))
+        view = as_bytes(memory, device, "register", writable=bool(access & Access.LOCAL_WRITE))
         size = view.nbytes
     else:
         size = int(memory)

@@ -54,6 +54,7 @@ class WorkQueue:
         self._look_at = 0.0
         self._patience = float("inf")
         self.sends = self.receives = 0
+        self.answers = 0  # of the sends, those that bring something back: reads and atomics
         self._channel, self.descriptor = _open_channel(verbs, context)
         self._completions = verbs.CQ(context, 2 * DEPTH + 8, None, self._channel, 0)
         self._queue: Any = None
@@ -92,6 +93,7 @@ class WorkQueue:
                 else:
                     self._queue.post_send(work)
                     self.sends += 1
+                    self.answers += request.is_answered
             except self._verbs.Error as error:
                 del self._pending[number]
                 self._drop(request)
@@ -103,17 +105,21 @@ class WorkQueue:
     def make_room(self, deadline: Deadline, step: str) -> None:
         """Return once a send can be posted. Raises ``DeadlineExceeded`` if none completes in time."""
         while self.sends >= DEPTH and self.error is None:
-            self.progress()
-            if self.sends < DEPTH:
-                return
-            if deadline.expired:
-                raise DeadlineExceeded(
-                    f"{DEPTH} requests are under way and none has completed",
-                    device=self.device,
-                    during=step,
-                    hint="wait for earlier operations first",
-                )
-            self._sleep(time.monotonic() + min(LONGEST_SLEEP_SECONDS, deadline.remaining_seconds))
+            self._wait_a_little(deadline, step, f"{DEPTH} requests are under way and none has completed")
+
+    def wait_for_answers(self, deadline: Deadline, step: str) -> None:
+        """Return once no read and no atomic is under way: a fence, where the NIC's own cannot be used."""
+        while self.answers and self.error is None:
+            self._wait_a_little(deadline, step, "the reads and atomics before the fence have not completed")
+
+    def _wait_a_little(self, deadline: Deadline, step: str, what: str) -> None:
+        sends, answers = self.sends, self.answers
+        self.progress()
+        if (self.sends, self.answers) != (sends, answers):
+            return
+        if deadline.expired:
+            raise DeadlineExceeded(what, device=self.device, during=step, hint="wait for earlier operations first")
+        self._sleep(time.monotonic() + min(LONGEST_SLEEP_SECONDS, deadline.remaining_seconds))
 
     # Progress
 
@@ -189,6 +195,7 @@ class WorkQueue:
                     self.receives -= 1
                 else:
                     self.sends -= 1
+                    self.answers -= request.is_answered
                     self._sent_at = time.monotonic()
                 status = completion.status
                 if status == 0:

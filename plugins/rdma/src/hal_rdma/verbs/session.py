@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from hal_rdma.transport import Opening
 
 _NO_ATOMICS = 0
+_SOFT_ROCE = 0xFFFFFF
+"""The vendor's number of soft-RoCE (``RXE_VENDOR_ID`` of the kernel's ``rxe_param.h``).
+
+Its own fence hangs: in ``rxe_req.c`` of Linux 6.1 a fenced request waits for all reads and atomics to be answered, and
+a read that is sent again because its answer is late counts among them itself. So it waits for ever; what comes after a
+fence is held back here.
+"""
 
 
 class Pulse:
@@ -59,6 +66,7 @@ class VerbsTransport:
                 during="open",
                 hint="ibv_devinfo; look at /dev/infiniband and ulimit -l",
             ) from error
+        self.fences: bool = self.limits.vendor_id != _SOFT_ROCE
         self.atomics: bool = self.limits.atomic_caps != _NO_ATOMICS
         region = self._register(8, Access.REMOTE_READ | Access.LOCAL_WRITE)
         self.pulse = Pulse(region, self.key_of(region))

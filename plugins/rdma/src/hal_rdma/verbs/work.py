@@ -44,15 +44,19 @@ def error_of(status: int, device: str, step: str) -> TransferError:
 
 class WorkRequest(Operation[Any]):
     """One posted request. ``finish`` makes the result out of a completion's byte count; ``keep`` holds what the NIC
-    uses until then: the buffer, a registration of its own.
+    uses until then: the buffer, a registration of its own. A read or an atomic ``is_answered``: it brings bytes back.
     """
 
-    __slots__ = ("_queue", "expires_at", "finish", "is_receive", "keep", "posted_at", "registration", "size_bytes")
+    __slots__ = (
+        "_queue", "expires_at", "finish", "is_answered", "is_receive", "keep", "posted_at", "registration",
+        "size_bytes",
+    )  # fmt: skip
 
     def __init__(self, queue: WorkQueue, step: str, *, is_receive: bool = False) -> None:
         super().__init__(queue.device, step)
         self._queue = queue
         self.is_receive = is_receive
+        self.is_answered = False
         self.finish: Callable[[int], Any] | None = None
         self.keep: object = None
         self.registration: Any = None

@@ -1,7 +1,8 @@
-"""The user's buffers as bytes, in place."""
+"""The user's buffers as bytes, in place, and where they lie."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from hal.errors import InvalidArgument
@@ -42,3 +43,43 @@ def _of_array(buffer: Any, device: str, step: str, why: str) -> memoryview:
 
 def _refused(why: str, device: str, step: str, hint: str) -> InvalidArgument:
     return InvalidArgument(why, device=device, during=step, hint=hint)
+
+
+class _Buffer(ctypes.Structure):
+    """``Py_buffer`` of Python's C interface, part of its stable ABI since 3.11."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+_release_buffer.restype = None
+
+
+def address_of(view: memoryview) -> int:
+    """Return where a buffer lies, also one that may not be written; it stays there while the view lives."""
+    if not view.nbytes:
+        return 0
+    if not view.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    # ctypes refuses what is read-only; NumPy does not, but loading it takes longer than connecting.
+    told = _Buffer()
+    _get_buffer(view, told, 0)
+    try:
+        return told.buf or 0
+    finally:
+        _release_buffer(told)
