@@ -24,9 +24,9 @@ from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
-from hal.interfaces.deadline import Deadline
 from tests.flows import chaos_hooks as hooks
-from tests.flows.chaos_reader import lines, look
+from tests.flows.chaos_reader import look
+from tests.flows.chaos_settle import settle
 from tests.flows.chaos_stories import DIARY, STORIES, Holder
 
 OPENING_STEPS = 60
@@ -190,11 +190,19 @@ class Case:
         else:
             if self.way == "served":
                 self.server = self._serve(hooks.Steps(self.folder, 0), False)
-            code = wait(self._client(self.settle))
-            assert code == 0, f"settling failed: {code}: {self._log()}"
-            os.kill(self.server, signal.SIGTERM)
-            assert wait(self.server) == 0, self._log()
+            self._settle_served()
+            world = look(self.folder)
+            if self.way == "client" and (world.live or world.waiting):
+                # The last request of who died was decided when all else was over; who stops has answered them all.
+                self.server = self._serve(hooks.Steps(self.folder, 0), False)
+                self._settle_served()
         look(self.folder, quiet=True)
+
+    def _settle_served(self) -> None:
+        code = wait(self._client(self.settle))
+        assert code == 0, f"settling failed: {code}: {self._log()}"
+        os.kill(self.server, signal.SIGTERM)
+        assert wait(self.server) == 0, self._log()
 
     def _look(self, file: Path) -> None:
         if not file.exists() or not file.stat().st_size:
@@ -212,58 +220,8 @@ class Case:
         return path.exists() and path.stat().st_size > 0
 
     def settle(self, holder: Holder) -> None:
-        """After a death: what was told stands, the same claim again is the same lease, time ends the rest."""
-        broker = holder.broker
-        live = {lease.id: lease for lease in broker.list()}
-        told, ending, asked = {}, set(), {}
-        for line in lines(self.folder / DIARY):
-            if line["what"] == "granted":
-                told[line["id"]] = line
-            elif line["what"] in ("ending", "ended", "refused"):
-                ending.add(line["id"])
-            elif line["what"] == "asked":
-                asked[line["id"]] = line["claim"]
-        for name, line in told.items():
-            if name not in ending:
-                assert live[name].fence == line["fence"], f"{name} was acknowledged with another fence"
-        if self.number % 2:
-            self._ask_again(holder, live, asked, told.keys() - ending)
-        deadline = Deadline.after(20)
-        while not deadline.expired:
-            for name in (line["id"] for line in lines(self.folder / DIARY)):
-                if name not in ending:
-                    ending.add(name)
-                    holder.diary.say("ending", name)
-            hooks.travel(self.folder, 1000.0)
-            maintain = getattr(broker, "maintain", None)
-            if maintain is not None:
-                maintain()
-            if not broker.list() and not broker.queue():
-                break
-            time.sleep(0.05 if maintain is None else 0.0)  # a server's heart looks at the clock once a second
-        assert not broker.list(), "a lease that never ends"
-        assert not broker.queue(), "a claim that never comes"
-        assert not broker.status().fenced, "a device that is never freed"
-        for line in lines(self.folder / DIARY):
-            if line["what"] == "drained":
-                broker.uncordon(line["id"])
-        name = f"everything-{os.getpid()}"
-        answer = holder.claim(name, count=8)
-        assert type(answer).__name__ == "Granted", answer
-        assert answer.lease.fence > max([0, *(line["fence"] for line in told.values())])
-        more = holder.claim(f"more-{os.getpid()}")
-        assert type(more).__name__ == "Refused", "nine of eight"
-        holder.release(name)
-
-    def _ask_again(self, holder, live, asked, standing) -> None:
-        import msgspec
-
-        from hal.model.claim import Claim
-
-        for name in [name for name in asked if name in live or name in standing]:
-            answer = holder.submit(msgspec.convert(asked[name], Claim))[0]
-            if name in standing:
-                assert answer.lease.fence == live[name].fence, f"{name} asked again is another lease"
+        """Let all that was left come to rest."""
+        settle(holder, asks_again=self.number % 2 == 1, late_request=self.way == "client")
 
     def clear(self) -> None:
         shutil.rmtree(self.folder)

@@ -106,6 +106,7 @@ class VerbsConnection:
         key = self._allowed(step, remote_address, local.nbytes, rkey, right)
         if key is None:
             return self._refuse(step)
+        self._hold_back(step, deadline)
         writes = opcode == self._read
         request, segments, flags = self._local(step, local, Access.LOCAL_WRITE if writes else Access(0), deadline)
         return self._post(request, opcode, segments, flags, lambda work: work.set_wr_rdma(key.key, remote_address))
@@ -139,6 +140,7 @@ class VerbsConnection:
         key = self._allowed(step, address, ATOMIC_BYTES, rkey, Access.REMOTE_ATOMIC)
         if key is None:
             return self._refuse(step)
+        self._hold_back(step, deadline)
         request, segments = self._word(step, deadline)
         return self._post(
             request, opcode, segments, 0, lambda work: work.set_wr_atomic(key.key, address, first, second)
@@ -158,6 +160,7 @@ class VerbsConnection:
         return self._read_pulse("flush", deadline)
 
     def _read_pulse(self, step: str, deadline: Deadline | None) -> Operation[None]:
+        self._hold_back(step, deadline)
         request, segments = self._word(step, deadline, length=1)
         take = request.finish
         assert take is not None
@@ -181,6 +184,7 @@ class VerbsConnection:
         refused = self._refused("send")
         if refused is not None:
             return refused
+        self._hold_back("send", deadline)
         request, segments, flags = self._local("send", data, Access(0), deadline)
         return self._post(request, self._message, segments, flags, None)
 
@@ -217,6 +221,11 @@ class VerbsConnection:
         if self._queue.state is ConnectionState.RESET:
             raise self._invalid(step, "the connection is closed", "connect again")
         return Operation.failed(error_of(CompletionCode.FLUSHED, self._id, step), self._id, step)
+
+    def _hold_back(self, step: str, deadline: Deadline | None) -> None:
+        """Where the NIC's own fence cannot be used, wait for what the request must come after."""
+        if self._fenced and not self._transport.fences:
+            self._queue.wait_for_answers(or_default(deadline), step)
 
     def _allowed(self, step: str, address: int, length: int, rkey: bytes, right: Access) -> RemoteKey | None:
         """Return the NIC's key if the bytes are a key of the peer's handle and allow this; the NIC checks again."""
@@ -297,8 +306,6 @@ class VerbsConnection:
             self._fenced = False
             if self._transport.fences:
                 flags |= self._fence
-            else:
-                self._queue.wait_for_answers(or_default(None), request.step)
         request.is_answered = opcode in self._answered
         work = self._transport.verbs.SendWR(opcode=opcode, num_sge=len(segments), sg=segments or None, send_flags=flags)
         if aim is not None:

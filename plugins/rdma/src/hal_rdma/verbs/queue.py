@@ -78,7 +78,7 @@ class WorkQueue:
     def post(self, request: WorkRequest, work: Any) -> WorkRequest:
         """Post one request (``SendWR`` or ``RecvWR``, whose ``wr_id`` is set here)."""
         with self._lock:
-            if self.error is not None or self._closed:
+            if not self._is_alive:
                 self._drop(request)
                 request.fail(error_of(CompletionCode.FLUSHED, self.device, request.step))
                 return request
@@ -104,13 +104,17 @@ class WorkQueue:
 
     def make_room(self, deadline: Deadline, step: str) -> None:
         """Return once a send can be posted. Raises ``DeadlineExceeded`` if none completes in time."""
-        while self.sends >= DEPTH and self.error is None:
+        while self.sends >= DEPTH and self._is_alive:
             self._wait_a_little(deadline, step, f"{DEPTH} requests are under way and none has completed")
 
     def wait_for_answers(self, deadline: Deadline, step: str) -> None:
         """Return once no read and no atomic is under way: a fence, where the NIC's own cannot be used."""
-        while self.answers and self.error is None:
+        while self.answers and self._is_alive:
             self._wait_a_little(deadline, step, "the reads and atomics before the fence have not completed")
+
+    @property
+    def _is_alive(self) -> bool:
+        return self.error is None and not self._closed
 
     def _wait_a_little(self, deadline: Deadline, step: str, what: str) -> None:
         sends, answers = self.sends, self.answers
@@ -247,7 +251,7 @@ class WorkQueue:
         self.progress()
 
     def _break(self, error: TransferError | DeviceGone) -> None:
-        if self.error is not None or self._closed:
+        if not self._is_alive:
             return
         self.error = error
         self.state = ConnectionState.ERROR
