@@ -65,8 +65,9 @@ def end_all(holder: Holder, ending: set[str]) -> None:
         travel(holder.folder, 1000.0)
         if maintain is not None:
             maintain()
-        leases, queue = broker.list(), broker.queue()
-        if not leases and not queue:
+        queue = broker.queue()  # first: a claim goes from the queue to the leases and never back
+        leases = broker.list()
+        if not queue and not leases:
             break
         assert not deadline.expired, f"they never end: {leases}, or never come: {queue}"
         time.sleep(0.05 if maintain is None else 0.0)  # a server's heart looks at the clock once a second
