@@ -30,13 +30,7 @@ class Pair(NamedTuple):
 
 
 class RnicBench(DriverConformance):
-    """The fixtures for RDMA NICs, the hook for a second process, and what an emulated machine may change."""
-
-    adds_in_a_row = 2000
-    """How many atomics each of two processes does on one word; an emulated machine may do fewer."""
-
-    hears_of_a_dead_peer_seconds = 1.0
-    """So soon a killed peer is an error. Only a machine without a clock of its own, an emulated one, may be later."""
+    """The fixtures for RDMA NICs, and the hook for a second process."""
 
     def peer_driver_spec(self, driver: Driver) -> DriverSpec | None:
         """Override: module, function and arguments that build the same driver in another process."""

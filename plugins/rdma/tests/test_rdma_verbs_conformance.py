@@ -59,9 +59,6 @@ load_verbs()  # on an emulated machine reading the library for the first time ta
 
 class TestVerbs(RnicConformance):
     lacks = frozenset({"reset", "scrub"})
-    if os.environ.get("HAL_LAB"):  # emulated, where a verb takes milliseconds and the processor is shared
-        adds_in_a_row = 500
-        hears_of_a_dead_peer_seconds = 5.0
 
     @pytest.fixture
     def environ(self, tmp_path: Path) -> dict[str, str]:
